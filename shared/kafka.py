@@ -1,0 +1,321 @@
+"""The one place that knows the Kafka client (aiokafka). Everything waits with a deadline and fails as `KafkaUnavailable`.
+
+A client that failed is thrown away and made anew by its caller: after an error neither the producer's sequence numbers
+nor the consumer's positions can be trusted (aiokafka issues 1017, 738, 718, 847).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import (
+    CommitFailedError,
+    KafkaError,
+    NoOffsetForPartitionError,
+    OffsetOutOfRangeError,
+    ProducerFenced,
+    TopicAlreadyExistsError,
+)
+from aiokafka.partitioner import murmur2
+from aiokafka.structs import ConsumerRecord as Record
+from aiokafka.structs import TopicPartition as Partition
+
+from shared.events.topics import Topic
+from shared.settings import Base
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from aiokafka.producer.message_accumulator import BatchBuilder
+
+__all__ = ["Fenced", "KafkaUnavailable", "Message", "Partition", "Producer", "Reader", "Record", "partition_for"]
+
+_DEADLINE = 15.0
+_TRANSACTION_MS = 10_000
+_STUCK_AFTER = 15.0
+
+
+class KafkaUnavailable(Exception):  # noqa: N818 - a state, not a mistake
+    """Kafka did not answer in time, or answered with an error; the client that saw it is of no further use."""
+
+
+class Fenced(KafkaUnavailable):
+    """Another producer has taken the transactional id: this process is a zombie."""
+
+
+class Message(NamedTuple):
+    """A record to be written to an explicit partition."""
+
+    partition: Partition
+    key: bytes
+    value: bytes | None
+
+
+@lru_cache(maxsize=100_000)
+def partition_for(key: bytes, partitions: int) -> int:
+    """The partition that Kafka's default partitioner gives to `key`, so that other programs can compute it too."""
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
+
+
+@asynccontextmanager
+async def _guarded(what: str, deadline: float = _DEADLINE) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(deadline):
+            yield
+    except ProducerFenced as error:
+        raise Fenced(f"{what}: fenced") from error
+    except (KafkaError, OSError, TimeoutError, AssertionError) as error:
+        raise KafkaUnavailable(f"{what}: {type(error).__name__} {error}") from error
+
+
+async def ensure_topics(settings: Base, topics: Iterable[Topic]) -> None:
+    """Makes the topics that are missing. `ValueError` when one exists with another number of partitions."""
+    async with _admin(settings.kafka) as admin:
+        present = set(await admin.list_topics())
+        missing = [topic for topic in topics if topic.name not in present]
+        common = {"min.insync.replicas": str(settings.min_insync_replicas), "unclean.leader.election.enable": "false"}
+        for topic in missing:
+            new = NewTopic(topic.name, settings.partitions, settings.replication, topic_configs=common | topic.config)
+            with suppress(TopicAlreadyExistsError):
+                response = await admin.create_topics([new])
+                for _name, code, *message in response.topic_errors:
+                    if code not in (0, TopicAlreadyExistsError.errno):
+                        raise KafkaUnavailable(f"topic {topic.name} could not be made: {code} {message}")
+    for topic in topics:
+        count = await partition_count(settings.kafka, topic.name)
+        if count not in (0, settings.partitions):
+            raise ValueError(f"topic {topic.name} has {count} partitions, not {settings.partitions}; it can't change")
+
+
+async def partition_count(bootstrap: str, topic: str) -> int:
+    """How many partitions the topic has; 0 when it does not exist."""
+    async with _admin(bootstrap) as admin:
+        for found in await admin.describe_topics([topic]):
+            return len(found["partitions"])
+    return 0
+
+
+async def cluster_id(bootstrap: str) -> str:
+    """The cluster's identity: another one means that offsets of before mean nothing."""
+    async with _admin(bootstrap) as admin:
+        return str((await admin.describe_cluster())["cluster_id"])
+
+
+@asynccontextmanager
+async def _admin(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=int(_DEADLINE * 1000))
+    async with _guarded("admin", 2 * _DEADLINE):
+        try:
+            await admin.start()
+            yield admin
+        finally:
+            with suppress(Exception):
+                await admin.close()
+
+
+class Producer:
+    """An idempotent or, with a `transactional_id`, transactional producer; acks from all in-sync replicas."""
+
+    def __init__(self, client: AIOKafkaProducer) -> None:
+        self._client = client
+
+    @classmethod
+    async def open(cls, bootstrap: str, transactional_id: str | None = None) -> Self:
+        """Connects. A transactional id fences every earlier producer that used it."""
+        client = AIOKafkaProducer(
+            bootstrap_servers=bootstrap,
+            acks="all",
+            enable_idempotence=True,
+            transactional_id=transactional_id,
+            transaction_timeout_ms=_TRANSACTION_MS,
+            linger_ms=0,
+            max_batch_size=512 * 1024,
+            max_request_size=4 * 1024 * 1024,
+            request_timeout_ms=60_000,
+        )
+        self = cls(client)
+        try:
+            async with _guarded("producer"):
+                await client.start()
+        except BaseException:
+            await self.abandon()
+            raise
+        return self
+
+    async def transaction(self, messages: Sequence[Message]) -> dict[Partition, int]:
+        """Writes all or nothing; returns, by partition, the offset after its last message."""
+        async with _guarded("transaction", _TRANSACTION_MS / 1000), self._client.transaction():
+            sent = [await self._client.send(p.topic, value, key, partition=p.partition) for p, key, value in messages]
+            done = await asyncio.gather(*sent)
+        return {Partition(at.topic, at.partition): at.offset + 1 for at in done}
+
+    def batch(self) -> BatchBuilder:
+        """An empty batch: `append(timestamp=ms, key=, value=, headers=)` gives None when it is full."""
+        return self._client.create_batch()
+
+    async def send(self, batch: BatchBuilder, partition: Partition) -> int:
+        """Writes the batch; returns the offset of its first record when all in-sync replicas have it."""
+        async with _guarded("send", 60.0):
+            future = await self._client.send_batch(batch, partition.topic, partition=partition.partition)
+            return int((await future).offset)
+
+    async def abandon(self) -> None:
+        """Drops what is unsent and closes: after an error a flush could only send it out of order."""
+        self._client._closed = True
+        with suppress(Exception, asyncio.CancelledError):
+            async with asyncio.timeout(2.0):
+                await self._client._sender.close()
+        with suppress(Exception):
+            async with asyncio.timeout(2.0):
+                await self._client.client.close()
+
+
+class _Listener(ConsumerRebalanceListener):
+    def __init__(self, revoked: Callable[[Collection[Partition]], None]) -> None:
+        self._revoked = revoked
+
+    async def on_partitions_revoked(self, revoked: Collection[Partition]) -> None:
+        self._revoked(revoked)
+
+    async def on_partitions_assigned(self, assigned: Collection[Partition]) -> None:
+        """Nothing: aiokafka calls this after records of the partition may have been delivered (issue 738)."""
+
+
+class Reader:
+    """A consumer of committed records that keeps no position of its own: its caller seeks each partition that it gets.
+
+    With a group, partitions come and go (`assignment()`); without, all partitions of the topics are read.
+    """
+
+    def __init__(self, client: AIOKafkaConsumer) -> None:
+        self._client = client
+        self._moved = time.monotonic()
+
+    @classmethod
+    async def open(
+        cls,
+        bootstrap: str,
+        topics: Sequence[str],
+        *,
+        group: str | None = None,
+        revoked: Callable[[Collection[Partition]], None] = lambda _: None,
+    ) -> Self:
+        """Connects; `KafkaUnavailable` when a topic does not exist (yet)."""
+        client = AIOKafkaConsumer(
+            bootstrap_servers=bootstrap,
+            group_id=group,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            max_partition_fetch_bytes=2 * 1024 * 1024,
+            fetch_max_wait_ms=250,
+            session_timeout_ms=10_000,
+            heartbeat_interval_ms=1_000,
+            max_poll_interval_ms=120_000,
+            request_timeout_ms=30_000,
+            retry_backoff_ms=100,
+        )
+        self = cls(client)
+        try:
+            async with _guarded("consumer"):
+                await client.start()
+                present = await client.topics()
+                if missing := set(topics) - present:
+                    raise KafkaUnavailable(f"no topic {', '.join(sorted(missing))} yet")
+                if group:
+                    client.subscribe(topics, listener=_Listener(revoked))
+                else:
+                    await self._assign(topics)
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def _assign(self, topics: Sequence[str]) -> None:
+        partitions: list[Partition] = []
+        for topic in topics:
+            numbers = self._client.partitions_for_topic(topic)
+            while not numbers:
+                await asyncio.sleep(0.05)
+                await self._client._client.force_metadata_update()
+                numbers = self._client.partitions_for_topic(topic)
+            partitions += [Partition(topic, number) for number in sorted(numbers)]
+        self._client.assign(partitions)
+
+    def assignment(self) -> frozenset[Partition]:
+        """The partitions that are this reader's now."""
+        return frozenset(self._client.assignment())
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        """Reads on from `offset`. A partition that is no longer assigned is left alone."""
+        with suppress(Exception):
+            self._client.seek(partition, offset)
+
+    async def bounds(self, partitions: Collection[Partition]) -> dict[Partition, tuple[int, int]]:
+        """By partition: the first offset that is left, and the one after the last committed record."""
+        async with _guarded("offsets"):
+            first = await self._client.beginning_offsets(list(partitions))
+            last = await self._client.end_offsets(list(partitions))
+        return {partition: (first[partition], last[partition]) for partition in partitions}
+
+    async def position(self, partition: Partition) -> int:
+        """The offset that will be read next; it moves over holes of compaction and transactions."""
+        async with _guarded("position"):
+            return int(await self._client.position(partition))
+
+    async def fetch(self, *, timeout_ms: int, max_records: int = 5000) -> dict[Partition, list[Record]]:
+        """What there is, by partition, within `timeout_ms`.
+
+        Raises `OutOfRange` naming the partitions whose position is outside of the log, `KafkaUnavailable` when nothing
+        came for some seconds though there is more: the client is stuck.
+        """
+        try:
+            found = await self._client.getmany(timeout_ms=timeout_ms, max_records=max_records)
+        except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
+            raise OutOfRange(_partitions_of(error)) from error
+        except KafkaError as error:
+            raise KafkaUnavailable(f"fetch: {error}") from error
+        if found:
+            self._moved = time.monotonic()
+        elif time.monotonic() - self._moved > _STUCK_AFTER:
+            await self._check_stuck()
+        return found
+
+    async def _check_stuck(self) -> None:
+        for partition, (_, end) in (await self.bounds(self.assignment())).items():
+            if await self.position(partition) < end:
+                raise KafkaUnavailable(f"no progress on {partition.topic}/{partition.partition} though there is more")
+        self._moved = time.monotonic()
+
+    async def commit(self, offsets: dict[Partition, int]) -> None:
+        """Tells the group how far it is: a hint for lag tools only, so its failure is nobody's concern."""
+        with suppress(CommitFailedError, KafkaError, TimeoutError):
+            async with asyncio.timeout(2.0):
+                await self._client.commit(offsets)
+
+    async def close(self) -> None:
+        """Leaves the group and closes, within some seconds whatever Kafka does."""
+        with suppress(Exception, asyncio.CancelledError):
+            async with asyncio.timeout(5.0):
+                await self._client.stop()
+
+
+class OutOfRange(KafkaUnavailable):
+    """Positions outside of the log: what was there has expired, or the broker lost its tail."""
+
+    def __init__(self, partitions: frozenset[Partition]) -> None:
+        super().__init__(f"out of range: {sorted(partitions)}")
+        self.partitions = partitions
+
+
+def _partitions_of(error: KafkaError) -> frozenset[Partition]:
+    found = error.args[0] if error.args else ()
+    return frozenset(found) if isinstance(found, (dict, set, frozenset, list, tuple)) else frozenset([found])

@@ -1,0 +1,108 @@
+"""PostgreSQL for every service: a pool with deadlines, migrations, and the error that means "the database is away"."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psycopg
+from psycopg import AsyncConnection, errors
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from shared.errors import Unavailable
+
+Connection = AsyncConnection[DictRow]
+Pool = AsyncConnectionPool[Connection]
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+_MIGRATION_LOCK = 7_316_001
+_OPTIONS = "-c idle_in_transaction_session_timeout=5s -c lock_timeout=5s -c statement_timeout=30s"
+
+AWAY: tuple[type[BaseException], ...] = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    PoolTimeout,
+    errors.ReadOnlySqlTransaction,
+)
+
+
+@asynccontextmanager
+async def open_pool(dsn: str, *, size: int = 8, wait: float = 3.0) -> AsyncIterator[Pool]:
+    """A pool of at most `size` connections; a caller waits at most `wait` seconds for one. Opens without the database."""
+    pool: Pool = AsyncConnectionPool(
+        dsn,
+        connection_class=Connection,
+        kwargs={"row_factory": dict_row, "options": _OPTIONS, "connect_timeout": 3, "keepalives_idle": 5},
+        min_size=1,
+        max_size=size,
+        timeout=wait,
+        reconnect_timeout=5.0,
+        check=AsyncConnectionPool.check_connection,
+        open=False,
+    )
+    await pool.open(wait=False)
+    try:
+        yield pool
+    finally:
+        await pool.close(timeout=2.0)
+
+
+@asynccontextmanager
+async def transaction(pool: Pool) -> AsyncIterator[Connection]:
+    """One transaction; `Unavailable` (503) when the database can't be asked or the connection broke on the way."""
+    try:
+        async with pool.connection() as connection, connection.transaction():
+            yield connection
+    except AWAY as error:
+        raise Unavailable("The database is not available.") from error
+
+
+async def connect(dsn: str, *, idle_session_timeout: str | None = None) -> Connection:
+    """A connection of one's own, in autocommit: for LISTEN and session locks. Raises one of `AWAY`."""
+    options = _OPTIONS + (f" -c idle_session_timeout={idle_session_timeout}" if idle_session_timeout else "")
+    return await AsyncConnection.connect(
+        dsn, autocommit=True, row_factory=dict_row, options=options, connect_timeout=3, keepalives_idle=2
+    )
+
+
+async def migrate(dsn: str, directories: Sequence[Path], *, wait: float = 60.0) -> list[str]:
+    """Applies the numbered SQL files that the database has not had yet, each in a transaction; returns their names.
+
+    Forward only; a lock lets one process do it; a database that does not answer yet is waited for up to `wait` seconds.
+    A file that changed after it was applied is an error.
+    """
+    connection = await _connect_within(dsn, wait)
+    async with connection:
+        await connection.execute("SELECT pg_advisory_lock(%s)", [_MIGRATION_LOCK])
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, content text NOT NULL,"
+            " applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        rows = await (await connection.execute("SELECT name, content FROM migrations")).fetchall()
+        had = {row["name"]: row["content"] for row in rows}
+        done = []
+        for path in (path for directory in directories for path in sorted(directory.glob("*.sql"))):
+            name, content = f"{path.parent.parent.name}/{path.parent.name}/{path.name}", path.read_text()
+            if name in had:
+                if had[name] != content:
+                    raise ValueError(f"migration {name} changed after it was applied")
+                continue
+            async with connection.transaction():
+                await connection.execute(content.encode())
+                await connection.execute("INSERT INTO migrations (name, content) VALUES (%s, %s)", [name, content])
+            done.append(name)
+        return done
+
+
+async def _connect_within(dsn: str, wait: float) -> Connection:
+    deadline = asyncio.get_running_loop().time() + wait
+    while True:
+        try:
+            return await connect(dsn)
+        except AWAY:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+            await asyncio.sleep(0.2)

@@ -1,0 +1,88 @@
+"""What every process reads from its environment, and how wrong settings end a process: at once, with all errors."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+EX_CONFIG = 78  # sysexits.h
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Base(BaseSettings):
+    """Settings of every process. Subclasses add a prefix for their own fields; these are read without it."""
+
+    model_config = SettingsConfigDict(env_prefix="KEYLEDGER_", extra="ignore", frozen=True, populate_by_name=True)
+
+    kafka: str = Field(
+        validation_alias="KEYLEDGER_KAFKA",
+        pattern=r"^[^\s,:]+:\d+(,[^\s,:]+:\d+)*$",
+        description="Kafka's bootstrap servers: host:port, separated by commas.",
+    )
+    log_level: str = Field(
+        default="info",
+        validation_alias="KEYLEDGER_LOG_LEVEL",
+        pattern="^(debug|info|warning|error)$",
+        description="The least level that is logged: debug, info, warning or error.",
+    )
+    internal_host: str = Field(
+        default="127.0.0.1",
+        validation_alias="KEYLEDGER_INTERNAL_HOST",
+        description="Where /livez, /readyz and /metrics of this process listen.",
+    )
+    internal_port: Port = Field(
+        default=0,
+        validation_alias="KEYLEDGER_INTERNAL_PORT",
+        description="The port of /livez, /readyz and /metrics; 0 takes any that is free.",
+    )
+    partitions: int = Field(
+        default=6,
+        validation_alias="KEYLEDGER_PARTITIONS",
+        ge=1,
+        le=1000,
+        description="Partitions of each topic, fixed when the topic is made.",
+    )
+    replication: int = Field(
+        default=1, validation_alias="KEYLEDGER_REPLICATION", ge=1, le=9, description="Copies of each partition."
+    )
+    min_insync_replicas: int = Field(
+        default=1,
+        validation_alias="KEYLEDGER_MIN_INSYNC_REPLICAS",
+        ge=1,
+        le=9,
+        description="Copies that must have a record before it counts as written.",
+    )
+
+
+class ServiceSettings(Base):
+    """Settings of a service with a database and an HTTP API behind the edge."""
+
+    database: str = Field(pattern=r"^postgres(ql)?://", description="The service's PostgreSQL database, as a URL.")
+    host: str = Field(default="127.0.0.1", description="The address on which the API listens.")
+    port: Port = Field(default=0, description="The port on which the API listens.")
+    identity_public_keys: Path | None = Field(
+        default=None,
+        validation_alias="KEYLEDGER_IDENTITY_PUBLIC_KEYS",
+        description="A PEM file with the Ed25519 public keys whose identity tokens are accepted; two during a rotation.",
+    )
+
+
+S = TypeVar("S", bound=Base)
+
+
+def load(settings: type[S]) -> S:
+    """The settings from the environment; every error on standard error and exit status 78 when they are wrong."""
+    try:
+        return settings()  # type: ignore[call-arg]
+    except ValidationError as error:
+        prefix = settings.model_config.get("env_prefix", "")
+        for problem in error.errors():
+            name = str(problem["loc"][0]) if problem["loc"] else "?"
+            variable = name if name.isupper() else f"{prefix}{name}".upper()
+            sys.stderr.write(f"{variable}: {problem['msg']}\n")
+        raise SystemExit(EX_CONFIG) from None
