@@ -1,4 +1,4 @@
-"""Errors that a caller may see: a stable `code`, an HTTP status, a text without internals. One mapper, in `shared.http`, answers them."""
+"""Errors that a caller may see: a stable `code`, an HTTP status, a text without internals; `shared.http` answers them."""
 
 from __future__ import annotations
 

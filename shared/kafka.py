@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.abc import ConsumerRebalanceListener
@@ -25,7 +25,7 @@ from aiokafka.errors import (
     TopicAlreadyExistsError,
 )
 from aiokafka.partitioner import murmur2
-from aiokafka.structs import ConsumerRecord as Record
+from aiokafka.structs import ConsumerRecord
 from aiokafka.structs import TopicPartition as Partition
 
 from shared.events.topics import Topic
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from aiokafka.producer.message_accumulator import BatchBuilder
 
 __all__ = ["Fenced", "KafkaUnavailable", "Message", "Partition", "Producer", "Reader", "Record", "partition_for"]
+
+Record = ConsumerRecord[bytes, bytes]
 
 _DEADLINE = 15.0
 _TRANSACTION_MS = 10_000
@@ -85,7 +87,7 @@ async def ensure_topics(settings: Base, topics: Iterable[Topic]) -> None:
         for topic in missing:
             new = NewTopic(topic.name, settings.partitions, settings.replication, topic_configs=common | topic.config)
             with suppress(TopicAlreadyExistsError):
-                response = await admin.create_topics([new])
+                response: Any = await admin.create_topics([new])
                 for _name, code, *message in response.topic_errors:
                     if code not in (0, TopicAlreadyExistsError.errno):
                         raise KafkaUnavailable(f"topic {topic.name} could not be made: {code} {message}")
@@ -182,10 +184,10 @@ class _Listener(ConsumerRebalanceListener):
     def __init__(self, revoked: Callable[[Collection[Partition]], None]) -> None:
         self._revoked = revoked
 
-    async def on_partitions_revoked(self, revoked: Collection[Partition]) -> None:
+    async def on_partitions_revoked(self, revoked: Collection[Partition]) -> None:  # type: ignore[bad-override]
         self._revoked(revoked)
 
-    async def on_partitions_assigned(self, assigned: Collection[Partition]) -> None:
+    async def on_partitions_assigned(self, assigned: Collection[Partition]) -> None:  # type: ignore[bad-override]
         """Nothing: aiokafka calls this after records of the partition may have been delivered (issue 738)."""
 
 

@@ -63,7 +63,7 @@ async def transaction(pool: Pool) -> AsyncIterator[Connection]:
 async def connect(dsn: str, *, idle_session_timeout: str | None = None) -> Connection:
     """A connection of one's own, in autocommit: for LISTEN and session locks. Raises one of `AWAY`."""
     options = _OPTIONS + (f" -c idle_session_timeout={idle_session_timeout}" if idle_session_timeout else "")
-    return await AsyncConnection.connect(
+    return await Connection.connect(
         dsn, autocommit=True, row_factory=dict_row, options=options, connect_timeout=3, keepalives_idle=2
     )
 

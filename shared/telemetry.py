@@ -49,7 +49,7 @@ def configure_logging(level: str, **always: str) -> None:
             foreign_pre_chain=[*shared],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                lambda _logger, _name, event: always | event,
+                lambda _logger, _name, event: {**always, **event},
                 structlog.processors.JSONRenderer(),
             ],
         )

@@ -44,6 +44,7 @@ class OwnerCreated(EventData):
     TYPE: ClassVar[str] = "owner.created"
     id: int
     name: str
+    created_at: datetime
     max_keys: int = 1000
 
 
@@ -73,6 +74,7 @@ class KeyCreated(EventData):
     addresses: tuple[str, ...]
     prefix: str
     last_four: str
+    created_at: datetime
 
 
 class KeyUpdated(EventData):

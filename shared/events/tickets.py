@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import ClassVar
 
 from shared.events import EventData
@@ -15,6 +16,7 @@ class TicketOpened(EventData):
     owner_id: int
     subject: str
     body: str | None
+    created_at: datetime
 
 
 class TicketRenamed(EventData):
@@ -30,6 +32,7 @@ class TicketReplied(EventData):
     TYPE: ClassVar[str] = "ticket.replied"
     id: int
     body: str
+    created_at: datetime
 
 
 class TicketResolved(EventData):

@@ -1,0 +1,307 @@
+"""HTTP of the keys service: parse, command, answer (API documentation, API Key Management)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import httpx2
+import structlog
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, StringConstraints, model_validator
+
+from services.keys import domain, store
+from services.keys.domain import Key, NewSecret, Wanted
+from services.keys.propagation import HEADER, Propagation
+from services.keys.settings import Settings
+from shared.errors import NotFound, Problem, Unavailable
+from shared.events.keys import Limits
+from shared.eventstore import Handled, Meta, NewEvent, handle, reserve_id
+from shared.http import Body, Caller, Identity, Paged, Text, bigint, timestamp
+from shared.ids import new_secret
+from shared.kafka import partition_for
+from shared.postgres import Connection, Pool, transaction
+
+router = APIRouter(prefix="/api/v1/api-keys")
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the routes work with, made by the composition root."""
+
+    settings: Settings
+    pool: Pool
+    propagation: Propagation
+    usage: httpx2.AsyncClient
+
+
+async def _context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+Ctx = Annotated[Context, Depends(_context)]
+
+
+async def _key_id(api_key_id: str) -> int:
+    if (number := bigint(api_key_id)) is None:
+        raise NotFound("No such API key.")
+    return number
+
+
+KeyId = Annotated[int, Depends(_key_id)]
+
+
+def _no_controls(value: str) -> str:
+    if any(ord(char) < 32 or 127 <= ord(char) < 160 for char in value):
+        raise ValueError("must not contain control characters")
+    return value
+
+
+Name = Annotated[
+    Text, AfterValidator(_no_controls), StringConstraints(strip_whitespace=True, min_length=1, max_length=100)
+]
+Description = Annotated[Text, StringConstraints(max_length=500)]
+Permission = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9:._-]{0,63}$")]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+
+
+class WantedLimits(Body):
+    """Requests per sliding window; null is without limit."""
+
+    minute: Count | None = 100
+    hour: Count | None = 1000
+    day: Count | None = 10000
+
+
+class CreateKey(Body):
+    """A new key. Only `name` is required; what else is absent is as the creating key's."""
+
+    name: Name
+    description: Description | None = None
+    permissions: Annotated[list[Permission], Field(max_length=100)] | None = None
+    limits: WantedLimits | None = None
+    expires_at: AwareDatetime | None = None
+
+
+class UpdateKey(Body):
+    """What is to change; what is absent stays."""
+
+    name: Name | None = None
+    description: Description | None = None
+    is_active: Annotated[bool, Field(strict=True)] | None = None
+
+    @model_validator(mode="after")
+    def _not_null(self) -> UpdateKey:
+        for field in ("name", "is_active"):
+            if field in self.model_fields_set and getattr(self, field) is None:
+                raise ValueError(f"{field} must not be null")
+        return self
+
+
+class KeyOut(BaseModel):
+    """A key as lists and updates show it."""
+
+    id: int
+    name: str
+    description: str | None
+    is_active: bool
+    created_at: str
+    last_used: str | None
+    usage_count: int
+
+
+class CreatedKey(BaseModel):
+    """A key as its creation shows it: the only time that `key`, the secret, is told."""
+
+    id: int
+    name: str
+    description: str | None
+    key: str
+    is_active: bool
+    created_at: str
+    last_used: str | None
+    usage_count: int
+
+
+class Call(BaseModel):
+    """A request made with the key."""
+
+    id: int
+    endpoint: str
+    method: str
+    status_code: int
+    response_time: float
+    created_at: str
+
+
+class KeyDetails(KeyOut):
+    """A key with its last hundred calls, newest first."""
+
+    usage: list[Call]
+
+
+class KeyList(BaseModel):
+    """A page of keys."""
+
+    api_keys: list[KeyOut]
+    total: int
+    page: int
+    size: int
+
+
+class Message(BaseModel):
+    """What was done."""
+
+    message: str
+
+
+OwnerParam = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
+
+
+@router.post("", status_code=201)
+async def create_key(
+    body: CreateKey, caller: Caller, ctx: Ctx, response: Response, owner: OwnerParam = None
+) -> CreatedKey:
+    """Makes a key, shows its secret once, and returns when the live edges know it."""
+    owner_id = caller.owner(owner)
+    secret = new_secret(ctx.settings.environment)
+    wanted = Wanted(
+        name=body.name,
+        description=body.description,
+        permissions=None if body.permissions is None else frozenset(body.permissions),
+        limits=None if body.limits is None else Limits(**body.limits.model_dump()),
+        expires_at=body.expires_at,
+    )
+
+    async def decide(connection: Connection, _: Key | None) -> Sequence[NewEvent]:
+        now = datetime.now(UTC)
+        creator = await store.get_key(connection, caller.key_id)
+        domain.may_create(creator.key if creator else None, now)
+        found, held = await store.owner_for_update(connection, owner_id)
+        parts = NewSecret(secret.hash.hex(), secret.prefix, secret.last_four)
+        created = domain.create(key_id, found, creator.key if creator else None, wanted, parts, held_keys=held, now=now)
+        return [NewEvent(created, {"hash": parts.hash})]
+
+    async with transaction(ctx.pool) as connection:
+        key_id = await reserve_id(connection, "key_ids")
+    done = await handle(ctx.pool, store.KEYS, f"key-{key_id}", decide, _meta(caller))
+    await _confirm(ctx, response, done, key_id)
+    response.headers["Location"] = f"{router.prefix}/{key_id}"
+    response.headers["Cache-Control"] = "no-store"
+    shown = _out(done.state, 0, None)
+    return CreatedKey(key=secret.text, **shown.model_dump())
+
+
+@router.get("")
+async def list_keys(caller: Caller, ctx: Ctx, page: Paged, owner: OwnerParam = None) -> KeyList:
+    """The caller's keys by id."""
+    owner_id = caller.owner(owner)
+    async with transaction(ctx.pool) as connection:
+        found, total = await store.list_keys(connection, owner_id, page.offset, page.size)
+    shown = [_out(item.key, item.usage_count, item.last_used) for item in found]
+    return KeyList(api_keys=shown, total=total, page=page.page, size=page.size)
+
+
+@router.get("/{api_key_id}")
+async def get_key(key_id: KeyId, caller: Caller, ctx: Ctx, response: Response) -> KeyDetails:
+    """A key and its last calls; when those can't be had, without them and with `Keyledger-Missing: usage`."""
+    found = await _visible(ctx, caller, key_id)
+    calls: list[dict[str, Any]] = []
+    try:
+        calls = await _ask_usage(ctx, caller, f"/keys/{key_id}/calls", {"limit": "100"})
+    except Problem:
+        response.headers["Keyledger-Missing"] = "usage"
+    shown = _out(found.key, found.usage_count, found.last_used)
+    return KeyDetails(**shown.model_dump(), usage=[Call(**call) for call in calls])
+
+
+@router.get("/{api_key_id}/usage")
+async def get_usage(
+    key_id: KeyId,
+    caller: Caller,
+    ctx: Ctx,
+    page: Annotated[int, Query(ge=1)] = 1,
+    size: Annotated[int, Query(ge=1, le=1000)] = 10,
+) -> Any:
+    """All metered requests of the key, newest first."""
+    await _visible(ctx, caller, key_id)
+    return await _ask_usage(ctx, caller, f"/keys/{key_id}/usage", {"page": str(page), "size": str(size)})
+
+
+@router.put("/{api_key_id}")
+async def update_key(key_id: KeyId, body: UpdateKey, caller: Caller, ctx: Ctx, response: Response) -> KeyOut:
+    """Changes name, description or activity; returns when the live edges have applied it."""
+    fields = body.model_dump(exclude_unset=True)
+
+    async def decide(_: Connection, key: Key | None) -> Sequence[NewEvent]:
+        return [NewEvent(event) for event in domain.update(_own(key, caller), fields)]
+
+    done = await handle(ctx.pool, store.KEYS, f"key-{key_id}", decide, _meta(caller))
+    await _confirm(ctx, response, done, key_id)
+    found = await _visible(ctx, caller, key_id)
+    return _out(done.state, found.usage_count, found.last_used)
+
+
+@router.delete("/{api_key_id}")
+async def delete_key(key_id: KeyId, caller: Caller, ctx: Ctx, response: Response) -> Message:
+    """Deletes the key for good; returns when the live edges refuse it."""
+
+    async def decide(_: Connection, key: Key | None) -> Sequence[NewEvent]:
+        return [NewEvent(event) for event in domain.delete(_own(key, caller))]
+
+    done = await handle(ctx.pool, store.KEYS, f"key-{key_id}", decide, _meta(caller))
+    await _confirm(ctx, response, done, key_id)
+    return Message(message="API key deleted successfully")
+
+
+async def _visible(ctx: Context, caller: Identity, key_id: int) -> store.Listed:
+    async with transaction(ctx.pool) as connection:
+        found = await store.get_key(connection, key_id)
+    _own(found.key if found else None, caller)
+    assert found is not None
+    return found
+
+
+def _own(key: Key | None, caller: Identity) -> Key:
+    key = domain.visible(key)
+    if key.owner_id != caller.owner_id and not caller.admin:
+        raise NotFound("No such API key.")
+    return key
+
+
+def _meta(caller: Identity) -> Meta:
+    request_id = structlog.contextvars.get_contextvars().get("request_id")
+    return Meta(actor=caller.actor, request_id=request_id)
+
+
+async def _confirm(ctx: Context, response: Response, done: Handled[Key], key_id: int) -> None:
+    if done.position is not None:
+        partition = partition_for(b"key-%d" % key_id, ctx.settings.partitions)
+        receipt = await ctx.propagation.wait(partition, done.position, ctx.settings.confirmation_wait)
+        response.headers[HEADER] = receipt.header()
+
+
+async def _ask_usage(ctx: Context, caller: Identity, path: str, query: dict[str, str]) -> Any:
+    try:
+        answer = await ctx.usage.get(path, params=query, headers={"Keyledger-Identity": caller.token})
+        answer.raise_for_status()
+        return answer.json()
+    except (httpx2.HTTPError, ValueError) as error:
+        _log.warning("usage can't be asked", error=str(error))
+        raise Unavailable("Usage is not available.") from error
+
+
+def _out(key: Key, usage_count: int, last_used: datetime | None) -> KeyOut:
+    return KeyOut(
+        id=key.id,
+        name=key.name,
+        description=key.description,
+        is_active=key.status == "active",
+        created_at=timestamp(key.created_at),
+        last_used=timestamp(last_used) if last_used else None,
+        usage_count=usage_count,
+    )

@@ -1,0 +1,122 @@
+"""Composition root of the keys service, and the commands that make an owner or a key on the server itself."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx2
+
+from services.keys import api, domain, store
+from services.keys.domain import ADMIN, Key, NewSecret, Owner, Wanted
+from services.keys.propagation import Propagation
+from services.keys.settings import Settings
+from services.keys.worker import PUBLICATION, usage_consumer
+from shared.events.keys import UNLIMITED
+from shared.eventstore import Meta, NewEvent, handle, reserve_id
+from shared.http import create_app
+from shared.ids import Secret
+from shared.postgres import MIGRATIONS, Connection, migrate, open_pool, transaction
+from shared.process import http_server, run, until_signalled
+from shared.relay import Relay
+from shared.settings import load
+from shared.telemetry import configure_logging, internal_server
+
+_SERVER = Meta(actor="server", reason="made on the server")
+
+
+def main() -> None:
+    """Runs the role that the command line names."""
+    settings = load(Settings)
+    role = sys.argv[1] if len(sys.argv) > 1 else ""
+    configure_logging(settings.log_level, service="keys", role=role)
+    roles = {"migrate": _migrate, "api": _api, "worker": _worker}
+    if role not in roles:
+        raise SystemExit(f"usage: python -m services.keys {'|'.join(roles)}")
+    run(roles[role](settings))
+
+
+async def _migrate(settings: Settings) -> None:
+    own = Path(__file__).parent / "migrations"
+    await migrate(settings.database, [MIGRATIONS / "eventstore", MIGRATIONS / "consumer", own])
+
+
+async def _api(settings: Settings) -> None:
+    propagation = Propagation(settings.kafka)
+    async with (
+        open_pool(settings.database) as pool,
+        httpx2.AsyncClient(base_url=settings.usage_url, timeout=3.0) as usage,
+    ):
+        app = create_app("keys", settings.identity_public_keys)
+        app.include_router(api.router)
+        app.state.context = api.Context(settings, pool, propagation, usage)
+        async with internal_server(settings.internal_host, settings.internal_port, propagation.checks()):
+            await until_signalled(http_server(app, settings.host, settings.port), propagation.run)
+
+
+async def _worker(settings: Settings) -> None:
+    relay = Relay(settings, settings.database, PUBLICATION)
+    async with open_pool(settings.database, size=2) as pool:
+        consumer = usage_consumer(settings, pool)
+        checks = relay.checks() | consumer.checks()
+        async with internal_server(settings.internal_host, settings.internal_port, checks):
+            await until_signalled(relay.run, consumer.run)
+
+
+async def create_owner(
+    settings: Settings, *, name: str, secret: Secret, command_id: uuid.UUID, admin: bool, limited: bool
+) -> tuple[int, int]:
+    """Makes an owner and its first key by the secret's hash; returns both ids. A retry with one `command_id` changes nothing."""
+    async with open_pool(settings.database, size=1) as pool:
+        async with transaction(pool) as connection:
+            owner_id = await reserve_id(connection, "owner_ids", command_id)
+
+        async def decide(_: Connection, owner: Owner | None) -> Sequence[NewEvent]:
+            return [] if owner else [NewEvent(domain.create_owner(owner_id, name, now=datetime.now(UTC)))]
+
+        await handle(pool, store.OWNERS, f"owner-{owner_id}", decide, _SERVER)
+    key_id = await create_key(
+        settings,
+        owner_id=owner_id,
+        name=f"{name}'s first key",
+        secret=secret,
+        command_id=uuid.uuid5(command_id, "key"),
+        admin=admin,
+        limited=limited,
+    )
+    return owner_id, key_id
+
+
+async def create_key(
+    settings: Settings,
+    *,
+    owner_id: int,
+    name: str,
+    secret: Secret,
+    command_id: uuid.UUID,
+    admin: bool = False,
+    limited: bool = True,
+) -> int:
+    """Makes a key of an owner by the secret's hash, without a creator's bounds; returns its id. Retries as above."""
+    parts = NewSecret(secret.hash.hex(), secret.prefix, secret.last_four)
+    wanted = Wanted(
+        name=name,
+        permissions=frozenset({ADMIN}) if admin else frozenset(),
+        limits=None if limited else UNLIMITED,
+    )
+    async with open_pool(settings.database, size=1) as pool:
+        async with transaction(pool) as connection:
+            key_id = await reserve_id(connection, "key_ids", command_id)
+
+        async def decide(connection: Connection, key: Key | None) -> Sequence[NewEvent]:
+            if key is not None:
+                return []
+            owner, held = await store.owner_for_update(connection, owner_id)
+            created = domain.create(key_id, owner, None, wanted, parts, held_keys=held, now=datetime.now(UTC))
+            return [NewEvent(created, {"hash": parts.hash})]
+
+        await handle(pool, store.KEYS, f"key-{key_id}", decide, _SERVER)
+    return key_id

@@ -1,0 +1,139 @@
+"""Follows `edge-status`, so that the call that changed a key can wait until the edges have applied the change."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+
+from shared.events.topics import EDGE_STATUS
+from shared.kafka import KafkaUnavailable, Reader, Record
+from shared.telemetry import Check
+
+SILENT_AFTER = 3.0
+HEADER = "Keyledger-Propagation"
+_log = structlog.get_logger()
+
+
+class _Data(msgspec.Struct):
+    edge: str
+    status: str
+    applied: dict[str, int]
+
+
+class _Status(msgspec.Struct):
+    data: _Data
+    epoch: int = 1
+
+
+@dataclass(frozen=True)
+class Edge:
+    """What an edge last said: what it has applied by partition, and when that was (monotonic seconds)."""
+
+    status: str
+    epoch: int
+    applied: dict[int, int]
+    heard: float
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """How far a change has come: live edges, those that confirmed it, those that are silent; None without Kafka."""
+
+    edges: int | None
+    confirmed: int = 0
+    silent: tuple[str, ...] = ()
+    ms: int = 0
+
+    def header(self) -> str:
+        """The value of `Keyledger-Propagation`."""
+        if self.edges is None:
+            return "edges=unknown"
+        silent = f'; silent="{" ".join(self.silent)}"' if self.silent else ""
+        return f"edges={self.edges}; confirmed={self.confirmed}; ms={self.ms}{silent}"
+
+
+def receipt(edges: dict[str, Edge], partition: int, position: int, now: float, started: float) -> Receipt:
+    """What is known at `now` of a change at `position`: retired edges don't count, stopped and silent ones are named."""
+    counted = {name: edge for name, edge in edges.items() if edge.status != "retired"}
+    silent = [name for name, e in counted.items() if e.status == "stopped" or now - e.heard > SILENT_AFTER]
+    live = {name: edge for name, edge in counted.items() if name not in silent}
+    confirmed = sum(edge.applied.get(partition, 0) >= position for edge in live.values())
+    return Receipt(len(live), confirmed, tuple(sorted(silent)), round((now - started) * 1000))
+
+
+class Propagation:
+    """The edges' reports, followed for as long as `run` runs."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+        self._edges: dict[str, Edge] = {}
+        self._changed = asyncio.Event()
+        self._connected = False
+
+    def checks(self) -> dict[str, Callable[[], Check]]:
+        """For readiness: never unready, commands work without receipts."""
+        return {
+            "edges": lambda: Check(True, f"{len(self._edges)} known" if self._connected else "edge-status not read")
+        }
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`; without Kafka or the topic, receipts say `edges=unknown`."""
+        while not stop.is_set():
+            try:
+                await self._follow(stop)
+            except KafkaUnavailable as error:
+                _log.info("edge-status can't be read", error=str(error))
+            self._connected = False
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 1.0)
+
+    async def _follow(self, stop: asyncio.Event) -> None:
+        reader = await Reader.open(self._bootstrap, [EDGE_STATUS.name])
+        try:
+            bounds = await reader.bounds(reader.assignment())
+            for partition, (begin, _) in bounds.items():
+                reader.seek(partition, begin)
+            behind = {partition: end for partition, (begin, end) in bounds.items() if end > begin}
+            heard = time.monotonic()
+            while not stop.is_set():
+                for records in (await reader.fetch(timeout_ms=500)).values():
+                    heard = time.monotonic()
+                    for record in records:
+                        self._take(record)
+                behind = {p: end for p, end in behind.items() if await reader.position(p) < end}
+                self._connected = not behind and (not self._edges or time.monotonic() - heard < SILENT_AFTER)
+                self._changed.set()
+                self._changed = asyncio.Event()
+        finally:
+            await reader.close()
+
+    def _take(self, record: Record) -> None:
+        if record.value is None:
+            return
+        try:
+            said = msgspec.json.decode(record.value, type=_Status)
+        except msgspec.DecodeError:
+            _log.warning("unreadable edge-status", offset=record.offset, partition=record.partition)
+            return
+        age = max(0.0, time.time() - record.timestamp / 1000)
+        applied = {int(partition): position for partition, position in said.data.applied.items()}
+        self._edges[said.data.edge] = Edge(said.data.status, said.epoch, applied, time.monotonic() - age)
+
+    async def wait(self, partition: int, position: int, longest: float) -> Receipt:
+        """Waits until each live edge has applied `position` in `partition`, at most `longest` seconds."""
+        started = time.monotonic()
+        while self._connected:
+            changed = self._changed
+            now = time.monotonic()
+            found = receipt(self._edges, partition, position, now, started)
+            if found.confirmed == found.edges or now - started >= longest:
+                return found
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), max(0.001, longest - (now - started)))
+        return Receipt(None)

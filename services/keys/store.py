@@ -1,0 +1,153 @@
+"""The only SQL of the keys service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from services.keys.domain import Key, Owner, apply_key, apply_owner
+from shared.errors import NotFound
+from shared.events.keys import EVENTS, KeyState, OwnerState
+from shared.eventstore import Stream, registry
+from shared.postgres import Connection
+from shared.relay import State
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A key with what the usage service has told of it."""
+
+    key: Key
+    usage_count: int
+    last_used: datetime | None
+
+
+async def owner_for_update(connection: Connection, owner_id: int) -> tuple[Owner, int]:
+    """The owner, locked against other creations, and how many keys it holds. `NotFound` when there is none."""
+    row = await (await connection.execute("SELECT * FROM owners WHERE id = %s FOR UPDATE", [owner_id])).fetchone()
+    if row is None:
+        raise NotFound("No such owner.")
+    query = "SELECT count(*) AS held FROM keys WHERE owner_id = %s AND status <> 'deleted'"
+    held = await (await connection.execute(query, [owner_id])).fetchone()
+    assert held is not None
+    return Owner(row["id"], row["name"], row["status"], row["max_keys"]), int(held["held"])
+
+
+async def list_keys(connection: Connection, owner_id: int, offset: int, size: int) -> tuple[list[Listed], int]:
+    """A page of the owner's keys by id, and how many there are in all."""
+    rows = await (
+        await connection.execute(
+            "SELECT keys.*, coalesce(usage_count, 0) AS usage_count, last_used FROM keys"
+            " LEFT JOIN key_usage ON key_id = id"
+            " WHERE owner_id = %s AND status <> 'deleted' ORDER BY id LIMIT %s OFFSET %s",
+            [owner_id, size, offset],
+        )
+    ).fetchall()
+    query = "SELECT count(*) AS total FROM keys WHERE owner_id = %s AND status <> 'deleted'"
+    total = await (await connection.execute(query, [owner_id])).fetchone()
+    assert total is not None
+    return [_listed(row) for row in rows], int(total["total"])
+
+
+async def get_key(connection: Connection, key_id: int) -> Listed | None:
+    """The key, whoever's and in whatever status."""
+    query = (
+        "SELECT keys.*, coalesce(usage_count, 0) AS usage_count, last_used FROM keys"
+        " LEFT JOIN key_usage ON key_id = id WHERE id = %s"
+    )
+    row = await (await connection.execute(query, [key_id])).fetchone()
+    return _listed(row) if row else None
+
+
+async def states_of(connection: Connection, streams: Sequence[str]) -> list[State]:
+    """The states that the relay publishes for these streams."""
+    keys = [int(stream[4:]) for stream in streams if stream.startswith("key-")]
+    owners = [int(stream[6:]) for stream in streams if stream.startswith("owner-")]
+    key_rows = await (await connection.execute("SELECT * FROM keys WHERE id = ANY(%s)", [keys])).fetchall()
+    owner_rows = await (await connection.execute("SELECT * FROM owners WHERE id = ANY(%s)", [owners])).fetchall()
+    return [State(f"key-{row['id']}", row["version"], KeyState.model_validate(row["state"])) for row in key_rows] + [
+        State(f"owner-{row['id']}", row["version"], OwnerState(id=row["id"], status=row["status"]))
+        for row in owner_rows
+    ]
+
+
+async def save_usage(connection: Connection, counts: Sequence[tuple[int, int, int, datetime | None]]) -> None:
+    """Takes (key id, epoch, usage_count, last_used) where it is newer: of a later epoch or a greater count."""
+    await connection.execute(
+        "INSERT INTO key_usage (key_id, epoch, usage_count, last_used)"
+        " SELECT * FROM unnest(%s::bigint[], %s::integer[], %s::bigint[], %s::timestamptz[])"
+        " ON CONFLICT (key_id) DO UPDATE SET epoch = excluded.epoch, usage_count = excluded.usage_count,"
+        " last_used = excluded.last_used"
+        " WHERE (excluded.epoch, excluded.usage_count) > (key_usage.epoch, key_usage.usage_count)",
+        [list(column) for column in zip(*counts, strict=True)],
+    )
+
+
+def _listed(row: dict[str, Any]) -> Listed:
+    state = KeyState.model_validate(row["state"])
+    key = Key(
+        id=row["id"],
+        owner_id=row["owner_id"],
+        name=row["name"],
+        description=row["description"],
+        status=row["status"],
+        permissions=frozenset(state.permissions),
+        limits=state.limits,
+        expires_at=state.expires_at,
+        addresses=state.addresses,
+        prefix=row["state"]["prefix"],
+        last_four=row["state"]["last_four"],
+        hashes=state.hashes,
+        created_at=row["created_at"],
+    )
+    return Listed(key, row["usage_count"], row["last_used"])
+
+
+async def _project_key(connection: Connection, key: Key, version: int) -> None:
+    state = KeyState(
+        id=key.id,
+        owner_id=key.owner_id,
+        status=key.status,
+        permissions=tuple(sorted(key.permissions)),
+        limits=key.limits,
+        expires_at=key.expires_at,
+        addresses=key.addresses,
+        hashes=key.hashes,
+    )
+    await connection.execute(
+        "INSERT INTO keys (id, version, owner_id, name, description, status, created_at, state)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO UPDATE SET version = excluded.version,"
+        " name = excluded.name, description = excluded.description, status = excluded.status, state = excluded.state",
+        [
+            key.id,
+            version,
+            key.owner_id,
+            key.name,
+            key.description,
+            key.status,
+            key.created_at,
+            Jsonb(state.model_dump(mode="json") | {"prefix": key.prefix, "last_four": key.last_four}),
+        ],
+    )
+    await connection.execute(
+        "INSERT INTO key_hashes (hash, key_id) SELECT hash, %(id)s FROM unnest(%(hashes)s::bytea[]) AS hash"
+        " WHERE NOT EXISTS (SELECT FROM key_hashes AS had WHERE had.hash = hash.hash AND had.key_id = %(id)s)",
+        {"id": key.id, "hashes": [bytes.fromhex(known.hash) for known in key.hashes]},
+    )
+
+
+async def _project_owner(connection: Connection, owner: Owner, version: int) -> None:
+    await connection.execute(
+        "INSERT INTO owners (id, version, name, status, max_keys) VALUES (%s, %s, %s, %s, %s)"
+        " ON CONFLICT (id) DO UPDATE SET version = excluded.version, status = excluded.status",
+        [owner.id, version, owner.name, owner.status, owner.max_keys],
+    )
+
+
+_REGISTRY = registry(EVENTS)
+KEYS: Stream[Key] = Stream(_REGISTRY, apply_key, _project_key)
+OWNERS: Stream[Owner] = Stream(_REGISTRY, apply_owner, _project_owner)

@@ -1,0 +1,9 @@
+"""What the keys worker publishes (its log and its keys' states) and what it takes in (the keys' usage counts)."""
+
+from __future__ import annotations
+
+from services.keys import store
+from shared.events.topics import KEY_EVENTS, KEY_STATES
+from shared.relay import Publication
+
+PUBLICATION = Publication("keyledger/keys", KEY_EVENTS, KEY_STATES, store.states_of)

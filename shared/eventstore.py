@@ -1,0 +1,226 @@
+"""The event store: one append-only log a service, in which positions have no gaps and follow the order of commits.
+
+Every append takes the single row of `log_head` last, so a reader may assert `position == previous + 1`. A stream's
+unique (stream, version) is the concurrency check. The table is also the outbox: `shared.relay` publishes it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+import structlog
+from psycopg import errors
+from psycopg.types.json import Jsonb
+
+from shared.errors import Conflict, Unavailable
+from shared.events import EventData
+from shared.postgres import Connection, Pool, transaction
+
+CHANNEL = "events"
+_TRIES = 4
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Who caused an event, in which request, and why. Goes into the envelope's extension attributes."""
+
+    actor: str
+    reason: str | None = None
+    request_id: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    traceparent: str | None = None
+
+
+@dataclass(frozen=True)
+class NewEvent:
+    """An event decided on. `private` is what only the relay may see: a key's hash."""
+
+    data: EventData
+    private: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    """An event as it lies in the log."""
+
+    position: int
+    event_id: uuid.UUID
+    stream: str
+    version: int
+    type: str
+    schema_version: int
+    data: dict[str, Any]
+    private: dict[str, Any] | None
+    meta: dict[str, Any]
+    recorded_at: datetime
+
+
+State = TypeVar("State")
+Registry = dict[str, type[EventData]]
+
+
+def registry(events: Iterable[type[EventData]]) -> Registry:
+    """Event classes by their published name."""
+    return {event.TYPE: event for event in events}
+
+
+@dataclass(frozen=True)
+class Stream(Generic[State]):
+    """How one kind of stream is folded and projected.
+
+    `apply(state, event, private)` never fails and never validates; `project(connection, state, version)` writes the
+    service's read-model row in the append transaction, so that a caller reads its own writes.
+    """
+
+    events: Registry
+    apply: Callable[[State | None, EventData, dict[str, Any] | None], State]
+    project: Callable[[Connection, State, int], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Handled(Generic[State]):
+    """What became of a command: the state after it, the stream's version, and the log's position if events came of it."""
+
+    state: State
+    version: int
+    position: int | None
+
+
+async def read_stream(connection: Connection, stream: str) -> list[StoredEvent]:
+    """The stream's events in order."""
+    rows = await (
+        await connection.execute("SELECT * FROM events WHERE stream = %s ORDER BY version", [stream])
+    ).fetchall()
+    return [StoredEvent(**row) for row in rows]
+
+
+async def read_log(connection: Connection, after: int, limit: int) -> list[StoredEvent]:
+    """At most `limit` events after a position. A hole in the positions is a broken promise, never something to wait for."""
+    query = "SELECT * FROM events WHERE position > %s ORDER BY position LIMIT %s"
+    rows = await (await connection.execute(query, [after, limit])).fetchall()
+    for expected, row in enumerate(rows, after + 1):
+        if row["position"] != expected:
+            raise AssertionError(f"the log has a hole: {expected} expected, {row['position']} found")
+    return [StoredEvent(**row) for row in rows]
+
+
+async def append(connection: Connection, stream: str, held: int, events: Sequence[NewEvent], meta: Meta) -> int:
+    """Appends after version `held` and returns the log's position of the last event. Must be its transaction's last work.
+
+    Raises psycopg's UniqueViolation when the stream has gone on, `Unavailable` (repair_needed) when Kafka holds more
+    than this log: then positions would be given out twice.
+    """
+    head = await (
+        await connection.execute(
+            "UPDATE log_head SET position = position + %s, recorded_at = greatest(recorded_at, clock_timestamp())"
+            " RETURNING position, recorded_at, repair_needed",
+            [len(events)],
+        )
+    ).fetchone()
+    assert head is not None
+    if head["repair_needed"]:
+        raise Unavailable(
+            "The event log needs a repair: " + head["repair_needed"], code="repair_needed", retry_after=60
+        )
+    first = head["position"] - len(events) + 1
+    async with connection.cursor() as cursor:
+        await cursor.executemany(
+            "INSERT INTO events (position, event_id, stream, version, type, schema_version, data, private, meta, recorded_at)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [
+                (
+                    first + index,
+                    uuid.uuid4(),
+                    stream,
+                    held + 1 + index,
+                    event.data.TYPE,
+                    event.data.SCHEMA_VERSION,
+                    Jsonb(event.data.model_dump(mode="json")),
+                    Jsonb(event.private) if event.private is not None else None,
+                    Jsonb({name: value for name, value in vars(meta).items() if value is not None}),
+                    head["recorded_at"],
+                )
+                for index, event in enumerate(events)
+            ],
+        )
+    await connection.execute(f"NOTIFY {CHANNEL}")
+    return int(head["position"])
+
+
+async def load(connection: Connection, kind: Stream[State], stream: str) -> tuple[State | None, int]:
+    """The stream's state and version; (None, 0) when it has no events."""
+    state: State | None = None
+    version = 0
+    for event in await read_stream(connection, stream):
+        state = kind.apply(state, kind.events[event.type].model_validate(event.data), event.private)
+        version = event.version
+    return state, version
+
+
+Decide = Callable[[Connection, State | None], Awaitable[Sequence[NewEvent]]]
+
+
+async def handle(
+    pool: Pool,
+    kind: Stream[State],
+    stream: str,
+    decide: Decide[State],
+    meta: Meta,
+    *,
+    expected_version: int | None = None,
+) -> Handled[State]:
+    """Load, decide, append, project, in one transaction; again when another command was quicker, a few times.
+
+    `decide` returns the events, none when nothing changes, or raises a `Problem`. `Conflict` when the race is lost
+    every time, or at once when `expected_version` is not the stream's.
+    """
+    for attempt in range(_TRIES):
+        try:
+            async with transaction(pool) as connection:
+                return await _handle_once(connection, kind, stream, decide, meta, expected_version)
+        except errors.UniqueViolation as error:
+            _log.info("append raced", stream=stream, attempt=attempt, constraint=error.diag.constraint_name)
+    raise Conflict("The resource changed at the same time; try again.")
+
+
+async def _handle_once(
+    connection: Connection,
+    kind: Stream[State],
+    stream: str,
+    decide: Decide[State],
+    meta: Meta,
+    expected_version: int | None,
+) -> Handled[State]:
+    state, held = await load(connection, kind, stream)
+    if expected_version is not None and expected_version != held:
+        raise Conflict("The resource has changed since it was read.")
+    events = await decide(connection, state)
+    for event in events:
+        state = kind.apply(state, event.data, event.private)
+    if state is None:
+        raise AssertionError(f"{stream} has neither events nor a state")
+    if not events:
+        return Handled(state, held, None)
+    version = held + len(events)
+    await kind.project(connection, state, version)
+    return Handled(state, version, await append(connection, stream, held, events, meta))
+
+
+async def reserve_id(connection: Connection, sequence: str, command_id: uuid.UUID | None = None) -> int:
+    """The next id of a sequence; with a `command_id`, the same one at each try. An id that is not used stays a gap."""
+    if command_id is not None:
+        query = "SELECT result FROM commands WHERE id = %s"
+        if had := await (await connection.execute(query, [command_id])).fetchone():
+            return int(had["result"]["id"])
+    row = await (await connection.execute("SELECT nextval(%s::regclass) AS id", [sequence])).fetchone()
+    assert row is not None
+    if command_id is not None:
+        query = "INSERT INTO commands (id, result) VALUES (%s, %s)"
+        await connection.execute(query, [command_id, Jsonb({"id": row["id"]})])
+    return int(row["id"])
