@@ -134,7 +134,15 @@ def _storable(value: str) -> str:
     return value
 
 
+def _on_one_line(value: str) -> str:
+    if any(ord(char) < 32 or 127 <= ord(char) < 160 for char in value):
+        raise ValueError("must not contain control characters")
+    return _storable(value)
+
+
 Text = Annotated[str, AfterValidator(_storable)]
+# Stands after the constraints of a field: pydantic trims first only where nothing comes before.
+ONE_LINE = AfterValidator(_on_one_line)
 
 
 def timestamp(moment: datetime) -> str:

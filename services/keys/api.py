@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import httpx2
 import structlog
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, StringConstraints, model_validator
+from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, model_validator
 
 from services.keys import domain, store
 from services.keys.domain import Key, NewSecret, Wanted
@@ -19,7 +19,7 @@ from services.keys.settings import Settings
 from shared.errors import NotFound, Problem, Unavailable
 from shared.events.keys import Limits
 from shared.eventstore import Handled, Meta, NewEvent, handle, reserve_id
-from shared.http import Body, Caller, Identity, Paged, Text, bigint, timestamp
+from shared.http import ONE_LINE, Body, Caller, Identity, Paged, Text, bigint, timestamp
 from shared.ids import new_secret
 from shared.kafka import partition_for
 from shared.postgres import Connection, Pool, transaction
@@ -55,15 +55,7 @@ async def _key_id(api_key_id: str) -> int:
 KeyId = Annotated[int, Depends(_key_id)]
 
 
-def _no_controls(value: str) -> str:
-    if any(ord(char) < 32 or 127 <= ord(char) < 160 for char in value):
-        raise ValueError("must not contain control characters")
-    return value
-
-
-Name = Annotated[
-    Text, AfterValidator(_no_controls), StringConstraints(strip_whitespace=True, min_length=1, max_length=100)
-]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), ONE_LINE]
 Description = Annotated[Text, StringConstraints(max_length=500)]
 Permission = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9:._-]{0,63}$")]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
