@@ -1,0 +1,207 @@
+"""HTTP of the tickets service: parse, command, answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated
+
+import structlog
+from fastapi import APIRouter, Depends, Query, Request, Response
+from pydantic import BaseModel, StringConstraints, model_validator
+
+from services.tickets import domain, store
+from services.tickets.domain import Reply, Ticket, TicketStatus
+from shared.errors import NotFound
+from shared.events import EventData
+from shared.eventstore import Meta, NewEvent, handle, reserve_id
+from shared.http import ONE_LINE, Body, Caller, Identity, Paged, Text, bigint, timestamp
+from shared.postgres import Connection, Pool, transaction
+
+router = APIRouter(prefix="/api/v1/tickets")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the routes work with, made by the composition root."""
+
+    pool: Pool
+
+
+async def _context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+Ctx = Annotated[Context, Depends(_context)]
+
+
+async def _ticket_id(ticket_id: str) -> int:
+    if (number := bigint(ticket_id)) is None:
+        raise NotFound("No such ticket.")
+    return number
+
+
+TicketId = Annotated[int, Depends(_ticket_id)]
+
+Subject = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), ONE_LINE]
+Words = Annotated[Text, StringConstraints(min_length=1, max_length=10_000)]
+
+
+class OpenTicket(Body):
+    """A new ticket; `body`, if given, becomes its first reply."""
+
+    subject: Subject
+    body: Words | None = None
+
+
+class UpdateTicket(Body):
+    """What is to change; what is absent stays."""
+
+    subject: Subject | None = None
+
+    @model_validator(mode="after")
+    def _not_null(self) -> UpdateTicket:
+        if "subject" in self.model_fields_set and self.subject is None:
+            raise ValueError("subject must not be null")
+        return self
+
+
+class AddReply(Body):
+    """A text for a ticket."""
+
+    body: Words
+
+
+class TicketOut(BaseModel):
+    """A ticket as lists and changes show it."""
+
+    id: int
+    subject: str
+    status: TicketStatus
+    created_at: str
+
+
+class ReplyOut(BaseModel):
+    """One text of a ticket, numbered from 1 within it."""
+
+    id: int
+    body: str
+    created_at: str
+
+
+class TicketDetails(TicketOut):
+    """A ticket with its replies, oldest first."""
+
+    replies: list[ReplyOut]
+
+
+class TicketList(BaseModel):
+    """A page of tickets."""
+
+    tickets: list[TicketOut]
+    total: int
+    page: int
+    size: int
+
+
+OwnerParam = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
+
+
+@router.post("", status_code=201)
+async def open_ticket(
+    body: OpenTicket, caller: Caller, ctx: Ctx, response: Response, owner: OwnerParam = None
+) -> TicketOut:
+    """Opens a ticket."""
+    owner_id = caller.owner(owner)
+    async with transaction(ctx.pool) as connection:
+        ticket_id = await reserve_id(connection, "ticket_ids")
+
+    async def decide(_: Connection, _none: Ticket | None) -> Sequence[NewEvent]:
+        return [NewEvent(domain.open_ticket(ticket_id, owner_id, body.subject, body.body, now=datetime.now(UTC)))]
+
+    done = await handle(ctx.pool, store.TICKETS, f"ticket-{ticket_id}", decide, _meta(caller))
+    response.headers["Location"] = f"{router.prefix}/{ticket_id}"
+    return _out(done.state)
+
+
+@router.get("")
+async def list_tickets(
+    caller: Caller, ctx: Ctx, page: Paged, status: TicketStatus | None = None, owner: OwnerParam = None
+) -> TicketList:
+    """The caller's tickets by id, of one status if it is given."""
+    owner_id = caller.owner(owner)
+    async with transaction(ctx.pool) as connection:
+        found, total = await store.list_tickets(connection, owner_id, status, page.offset, page.size)
+    return TicketList(tickets=[_out(ticket) for ticket in found], total=total, page=page.page, size=page.size)
+
+
+@router.get("/{ticket_id}")
+async def get_ticket(ticket_id: TicketId, caller: Caller, ctx: Ctx) -> TicketDetails:
+    """A ticket and all its replies."""
+    async with transaction(ctx.pool) as connection:
+        found = await store.get_ticket(connection, ticket_id)
+    ticket = _own(found, caller)
+    return TicketDetails(**_out(ticket).model_dump(), replies=[_reply_out(reply) for reply in ticket.replies])
+
+
+@router.put("/{ticket_id}")
+async def update_ticket(ticket_id: TicketId, body: UpdateTicket, caller: Caller, ctx: Ctx) -> TicketOut:
+    """Changes the subject."""
+    subject = body.subject
+    return _out(await _change(ctx, caller, ticket_id, lambda t: [] if subject is None else domain.rename(t, subject)))
+
+
+@router.post("/{ticket_id}/replies", status_code=201)
+async def add_reply(ticket_id: TicketId, body: AddReply, caller: Caller, ctx: Ctx) -> ReplyOut:
+    """Adds a reply."""
+    now = datetime.now(UTC)
+    ticket = await _change(ctx, caller, ticket_id, lambda t: [domain.reply(t, body.body, now=now)])
+    return _reply_out(ticket.replies[-1])
+
+
+@router.post("/{ticket_id}/resolve")
+async def resolve_ticket(ticket_id: TicketId, caller: Caller, ctx: Ctx) -> TicketOut:
+    """Settles an open ticket."""
+    return _out(await _change(ctx, caller, ticket_id, lambda t: [domain.resolve(t)]))
+
+
+@router.post("/{ticket_id}/reopen")
+async def reopen_ticket(ticket_id: TicketId, caller: Caller, ctx: Ctx) -> TicketOut:
+    """Opens a resolved or closed ticket again."""
+    return _out(await _change(ctx, caller, ticket_id, lambda t: [domain.reopen(t)]))
+
+
+@router.post("/{ticket_id}/close")
+async def close_ticket(ticket_id: TicketId, caller: Caller, ctx: Ctx) -> TicketOut:
+    """Puts a ticket away."""
+    return _out(await _change(ctx, caller, ticket_id, lambda t: [domain.close(t)]))
+
+
+async def _change(
+    ctx: Context, caller: Identity, ticket_id: int, command: Callable[[Ticket], Sequence[EventData]]
+) -> Ticket:
+    async def decide(_: Connection, ticket: Ticket | None) -> Sequence[NewEvent]:
+        return [NewEvent(event) for event in command(_own(ticket, caller))]
+
+    return (await handle(ctx.pool, store.TICKETS, f"ticket-{ticket_id}", decide, _meta(caller))).state
+
+
+def _own(ticket: Ticket | None, caller: Identity) -> Ticket:
+    return domain.visible(ticket, caller.owner_id, admin=caller.admin)
+
+
+def _meta(caller: Identity) -> Meta:
+    request_id = structlog.contextvars.get_contextvars().get("request_id")
+    return Meta(actor=caller.actor, request_id=request_id)
+
+
+def _out(ticket: Ticket) -> TicketOut:
+    return TicketOut(
+        id=ticket.id, subject=ticket.subject, status=ticket.status, created_at=timestamp(ticket.created_at)
+    )
+
+
+def _reply_out(reply: Reply) -> ReplyOut:
+    return ReplyOut(id=reply.id, body=reply.body, created_at=timestamp(reply.created_at))
