@@ -43,6 +43,7 @@ Record = ConsumerRecord[bytes, bytes]
 _DEADLINE = 15.0
 _TRANSACTION_MS = 10_000
 _STUCK_AFTER = 15.0
+_REBALANCE = 60.0
 
 
 class KafkaUnavailable(Exception):  # noqa: N818 - a state, not a mistake
@@ -261,6 +262,17 @@ class Reader:
         with suppress(Exception):
             self._client.seek(partition, offset)
 
+    def pause(self, partition: Partition) -> None:
+        """Reads no further in the partition as long as this reader has it."""
+        with suppress(Exception):
+            self._client.pause(partition)
+
+    def end(self, partition: Partition) -> int:
+        """The offset after the last committed record, as of the last fetch; 0 before any."""
+        with suppress(Exception):
+            return int(self._client.last_stable_offset(partition) or 0)
+        return 0
+
     async def bounds(self, partitions: Collection[Partition]) -> dict[Partition, tuple[int, int]]:
         """By partition: the first offset that is left, and the one after the last committed record."""
         async with _guarded("offsets"):
@@ -280,7 +292,12 @@ class Reader:
         came for some seconds though there is more: the client is stuck.
         """
         try:
-            found = await self._client.getmany(timeout_ms=timeout_ms, max_records=max_records)
+            # A group that is being formed is waited for, whatever timeout_ms says. Cancelling loses no record:
+            # positions move only after the last await.
+            async with asyncio.timeout(timeout_ms / 1000 + _REBALANCE):
+                found = await self._client.getmany(timeout_ms=timeout_ms, max_records=max_records)
+        except TimeoutError:
+            raise KafkaUnavailable("fetch: the group was not formed in time") from None
         except (OffsetOutOfRangeError, NoOffsetForPartitionError) as error:
             raise OutOfRange(_partitions_of(error)) from error
         except KafkaError as error:
@@ -320,4 +337,4 @@ class OutOfRange(KafkaUnavailable):
 
 def _partitions_of(error: KafkaError) -> frozenset[Partition]:
     found = error.args[0] if error.args else ()
-    return frozenset(found) if isinstance(found, (dict, set, frozenset, list, tuple)) else frozenset([found])
+    return frozenset([found]) if isinstance(found, Partition) else frozenset(found)

@@ -1,0 +1,192 @@
+"""What a service's database knows of the topics that it takes in: offsets, marks, stream versions, dead letters.
+
+All of it is written in the transaction that stores the events themselves. Each topic has one consumer group a database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from shared.intake import LogMark
+from shared.kafka import Partition, Record
+from shared.marks import Mark
+from shared.postgres import Connection
+
+_CLOSING_LOCK = 7_316_003
+
+
+class Superseded(Exception):  # noqa: N818 - what happened, not a mistake
+    """Another consumer has moved the offsets on: what was read here is its, and what is held here is of yesterday."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Up to where a partition was taken, and in which cluster."""
+
+    cluster: str
+    next_offset: int
+
+
+async def held_offsets(connection: Connection, partitions: Collection[Partition]) -> dict[Partition, Held]:
+    """What is stored of the partitions; those never taken from are absent."""
+    rows = await connection.execute(
+        "SELECT topic, partition, cluster, next_offset FROM consumer_offsets"
+        " JOIN unnest(%s::text[], %s::int[]) AS wanted (topic, partition) USING (topic, partition)",
+        _columns(partitions),
+    )
+    return {Partition(row["topic"], row["partition"]): Held(row["cluster"], row["next_offset"]) async for row in rows}
+
+
+async def move(connection: Connection, partition: Partition, held: Held | None, to: Held) -> None:
+    """Starts a partition, or puts its offset elsewhere, as nobody takes from it. `Superseded` when somebody did.
+
+    Marks count as changed then: whoever reads published marks learns the new offset from them.
+    """
+    if held is None:
+        query = "INSERT INTO consumer_offsets (cluster, next_offset, topic, partition) VALUES (%s, %s, %s, %s)"
+        moved = await connection.execute(query + " ON CONFLICT DO NOTHING", [to.cluster, to.next_offset, *partition])
+    else:
+        query = (
+            "UPDATE consumer_offsets SET cluster = %s, next_offset = %s, moved_at = now()"
+            " WHERE topic = %s AND partition = %s AND cluster = %s AND next_offset = %s"
+        )
+        values = [to.cluster, to.next_offset, *partition, held.cluster, held.next_offset]
+        moved = await connection.execute(query, values)
+        await connection.execute("UPDATE request_marks SET changed = true WHERE partition = %s", [partition.partition])
+    if moved.rowcount != 1:
+        raise Superseded(f"{partition.topic}/{partition.partition}")
+
+
+async def fence(connection: Connection, cluster: str, held: Mapping[Partition, int]) -> None:
+    """Locks the partitions' offsets, in one order everywhere, and raises `Superseded` unless they are as held."""
+    rows = await connection.execute(
+        "SELECT topic, partition, cluster, next_offset FROM consumer_offsets"
+        " JOIN unnest(%s::text[], %s::int[]) AS wanted (topic, partition) USING (topic, partition)"
+        " ORDER BY topic, partition FOR UPDATE OF consumer_offsets",
+        _columns(held),
+    )
+    found = {Partition(row["topic"], row["partition"]): (row["cluster"], row["next_offset"]) async for row in rows}
+    if found != {partition: (cluster, offset) for partition, offset in held.items()}:
+        raise Superseded("the offsets are not those held")
+
+
+async def advance(connection: Connection, held: Mapping[Partition, int], to: Mapping[Partition, int]) -> None:
+    """Moves the partitions' offsets on by compare-and-set; `Superseded` when one is not as held."""
+    partitions = list(to)
+    moved = await connection.execute(
+        "UPDATE consumer_offsets AS o SET next_offset = n.next_offset, moved_at = now()"
+        " FROM unnest(%s::text[], %s::int[], %s::bigint[], %s::bigint[]) AS n (topic, partition, held, next_offset)"
+        " WHERE o.topic = n.topic AND o.partition = n.partition AND o.next_offset = n.held",
+        [*_columns(partitions), [held[p] for p in partitions], [to[p] for p in partitions]],
+    )
+    if moved.rowcount != len(partitions):
+        raise Superseded("the offsets moved meanwhile")
+
+
+async def load_marks(connection: Connection, keys: Collection[tuple[str, int]]) -> dict[tuple[str, int], LogMark]:
+    """The marks of (log, partition); of a log that nobody has seen, its beginning."""
+    rows = await connection.execute(
+        "SELECT log, partition, m.last, m.gaps, m.closed, c.log IS NOT NULL AS gone"
+        " FROM unnest(%s::text[], %s::int[]) AS wanted (log, partition)"
+        " LEFT JOIN request_marks m USING (log, partition) LEFT JOIN closed_logs c USING (log)",
+        [[log for log, _ in keys], [partition for _, partition in keys]],
+    )
+    return {
+        (row["log"], row["partition"]): LogMark(gone=row["gone"])
+        if row["last"] is None
+        else LogMark(Mark(row["last"], _pairs(row["gaps"])), row["closed"], row["gone"])
+        async for row in rows
+    }
+
+
+async def store_marks(connection: Connection, marks: Mapping[tuple[str, int], LogMark], partitions: int) -> None:
+    """Stores the marks that changed; a log that is closed in all `partitions` without a gap collapses into one row."""
+    changed = sorted(key for key, held in marks.items() if held.changed)
+    if not changed:
+        return
+    async with connection.cursor() as cursor:
+        await cursor.executemany(
+            "INSERT INTO request_marks (log, partition, last, gaps, gap_since, closed) VALUES (%s, %s, %s, %s,"
+            " CASE WHEN %s THEN now() END, %s) ON CONFLICT (log, partition) DO UPDATE SET last = excluded.last,"
+            " gaps = excluded.gaps, closed = excluded.closed, changed = true, gap_since = CASE"
+            " WHEN excluded.gap_since IS NOT NULL THEN coalesce(request_marks.gap_since, excluded.gap_since) END",
+            [
+                (
+                    *key,
+                    held.mark.last,
+                    [end for gap in held.mark.gaps for end in gap],
+                    bool(held.mark.gaps),
+                    held.closed,
+                )
+                for key, held in ((key, marks[key]) for key in changed)
+            ],
+        )
+    complete = sorted({key[0] for key in changed if marks[key].closed and not marks[key].mark.gaps})
+    for log in complete:
+        await _collapse(connection, log, partitions)
+
+
+async def _collapse(connection: Connection, log: str, partitions: int) -> None:
+    # Without the lock, two consumers that take the last two closing records at once would each miss the other's.
+    await connection.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", [_CLOSING_LOCK, log])
+    collapsed = await connection.execute(
+        "INSERT INTO closed_logs (log, last, partitions) SELECT log, max(last), %s FROM request_marks WHERE log = %s"
+        " GROUP BY log HAVING count(*) = %s AND bool_and(closed AND gaps = '{}') ON CONFLICT DO NOTHING",
+        [partitions, log, partitions],
+    )
+    if collapsed.rowcount:
+        await connection.execute("DELETE FROM request_marks WHERE log = %s", [log])
+
+
+async def load_versions(connection: Connection, topic: str, streams: Collection[str]) -> dict[str, int]:
+    """The versions taken last of the streams; those never seen are absent."""
+    rows = await connection.execute(
+        "SELECT stream, version FROM stream_versions WHERE topic = %s AND stream = ANY(%s)", [topic, list(streams)]
+    )
+    return {row["stream"]: row["version"] async for row in rows}
+
+
+async def store_versions(connection: Connection, topic: str, versions: Mapping[str, int]) -> None:
+    """Stores the streams' versions."""
+    await connection.execute(
+        "INSERT INTO stream_versions (topic, stream, version) SELECT %s, * FROM unnest(%s::text[], %s::bigint[])"
+        " ON CONFLICT (topic, stream) DO UPDATE SET version = excluded.version",
+        [topic, list(versions), list(versions.values())],
+    )
+
+
+async def park(connection: Connection, cluster: str, poison: Iterable[tuple[Record, str]]) -> None:
+    """Puts records that can't be taken aside, as they came, with the reason."""
+    async with connection.cursor() as cursor:
+        await cursor.executemany(
+            'INSERT INTO dead_letters (cluster, topic, partition, "offset", key, value, header_names, header_values, error)'
+            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [
+                (
+                    *(cluster, record.topic, record.partition, record.offset, record.key, record.value),
+                    *([name.replace("\x00", "") for name, _ in record.headers], [value for _, value in record.headers]),
+                    error,
+                )
+                for record, error in poison
+            ],
+        )
+
+
+async def open_gaps(connection: Connection) -> tuple[int, float]:
+    """How many marks have open gaps, and for how many seconds the oldest has been open."""
+    row = await (
+        await connection.execute(
+            "SELECT count(*) AS count, coalesce(extract(epoch FROM now() - min(gap_since)), 0)::float AS age"
+            " FROM request_marks WHERE gap_since IS NOT NULL"
+        )
+    ).fetchone()
+    return (row["count"], row["age"]) if row else (0, 0.0)
+
+
+def _columns(partitions: Collection[Partition]) -> list[list[object]]:
+    return [[partition.topic for partition in partitions], [partition.partition for partition in partitions]]
+
+
+def _pairs(flat: list[int]) -> tuple[tuple[int, int], ...]:
+    return tuple(zip(flat[::2], flat[1::2], strict=True))
