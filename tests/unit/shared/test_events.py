@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from shared.events import CloudEvent, EventData, requests
-from shared.events.requests import Decision, Request, RequestEvent, RequestMetered, decode_request, encode_request
+from shared.events.requests import Request, RequestEvent, RequestMetered, decode_request, encode_request
 from shared.events.schemas import ALL, breaks, file_name, main, schema_of, text_of
 from tests.unit.shared.samples import DATA, GOLDEN, LOG, MOMENT, cloud_event
 
@@ -48,31 +49,60 @@ def test_every_schema_file_belongs_to_an_event() -> None:
 def test_every_version_only_adds_to_the_one_before(event: type[EventData]) -> None:
     versions = _versions(event.TYPE)
     assert len(versions) == event.SCHEMA_VERSION
-    for old, new in zip(versions, versions[1:], strict=False):
+    for old, new in itertools.pairwise(versions):
         assert breaks(old, new) == []
 
 
-def test_a_field_removed_or_newly_required_or_of_another_kind_breaks() -> None:
-    old = schema_of(CLASSES["key.state"])
-    assert breaks(old, old) == []
-    assert breaks(old, _changed(old, lambda state, _: state["properties"].pop("addresses")))
-    assert breaks(old, _changed(old, lambda state, _: state["required"].append("extra")))
-    assert breaks(old, _changed(old, lambda state, _: state["properties"].update(id={"type": "string"})))
-    assert breaks(old, _changed(old, lambda state, _: state["properties"]["status"]["enum"].pop()))
-    assert breaks(old, _changed(old, lambda _, hash_: hash_["properties"].pop("valid_until")))
+_OLD = schema_of(CLASSES["key.state"])
+
+
+def _changed() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """A copy to change: the whole schema, the part of the state, the part of its hashes."""
+    new = copy.deepcopy(_OLD)
+    return new, new["$defs"]["KeyState"], new["$defs"]["Hash"]
+
+
+def test_the_same_schema_breaks_nothing() -> None:
+    assert breaks(_OLD, _changed()[0]) == []
+
+
+def test_a_removed_field_breaks() -> None:
+    new, state, _ = _changed()
+    del state["properties"]["addresses"]
+    assert breaks(_OLD, new) == ["data.addresses is gone"]
+
+
+def test_a_field_removed_from_a_list_s_items_breaks() -> None:
+    new, _, hashes = _changed()
+    del hashes["properties"]["valid_until"]
+    assert breaks(_OLD, new) == ["data.hashes.[].valid_until is gone"]
+
+
+def test_a_newly_required_field_breaks() -> None:
+    new, state, _ = _changed()
+    state["properties"]["extra"] = {"type": "integer"}
+    state["required"].append("extra")
+    assert breaks(_OLD, new) == ["data.extra is required now"]
+
+
+def test_a_field_that_may_be_missing_now_breaks() -> None:
+    new, state, _ = _changed()
+    state["required"].remove("addresses")
+    assert breaks(_OLD, new) == ["data.addresses may be missing now"]
+
+
+def test_another_type_or_choice_breaks() -> None:
+    new, state, _ = _changed()
+    state["properties"]["id"] = {"type": "string"}
+    state["properties"]["status"]["enum"].pop()
+    assert len(breaks(_OLD, new)) == 2
 
 
 def test_a_field_with_a_default_only_adds() -> None:
-    old = schema_of(CLASSES["key.state"])
-    optional = {"type": "integer", "default": 0}
-    assert breaks(old, _changed(old, lambda state, _: state["properties"].update(extra=optional))) == []
-    assert breaks(old, _changed(old, lambda _, hash_: hash_["properties"].update(extra=optional))) == []
-
-
-def _changed(schema: dict[str, Any], change: Any) -> dict[str, Any]:
-    new = copy.deepcopy(schema)
-    change(new["$defs"]["KeyState"], new["$defs"]["Hash"])
-    return new
+    new, state, hashes = _changed()
+    for part in (state, hashes):
+        part["properties"]["extra"] = {"type": "integer", "default": 0}
+    assert breaks(_OLD, new) == []
 
 
 def test_the_generator_leaves_a_file_of_another_shape_alone(tmp_path: Path) -> None:
@@ -137,13 +167,13 @@ _requests = st.builds(
     method=_TEXT,
     status_code=st.integers(100, 599),
     response_time=st.floats(0, 1e6),
-    decision=st.sampled_from(Decision.__args__),
-    via=st.sampled_from(requests.Via.__args__),
+    decision=st.sampled_from(get_args(requests.Decision)),
+    via=st.sampled_from(get_args(requests.Via)),
     request_id=_TEXT,
     correlation_id=st.none() | _TEXT,
     client_address=st.none() | _TEXT,
 )
-_moments = st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)).map(lambda m: m.replace(tzinfo=MOMENT.tzinfo))
+_moments = st.timedeltas(timedelta(-9000), timedelta(20000)).map(lambda since: MOMENT + since)
 _METERED = Draft202012Validator(schema_of(RequestMetered))
 
 
