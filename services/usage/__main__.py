@@ -1,0 +1,5 @@
+"""`python -m services.usage migrate|api|worker`."""
+
+from services.usage.main import main
+
+main()

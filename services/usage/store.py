@@ -1,0 +1,193 @@
+"""The only SQL of the usage service."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from services.usage.domain import Count, is_call
+from shared.events.requests import RequestEvent, UsageMark
+from shared.postgres import Connection
+
+_COPY = (
+    "COPY request_log (key_id, owner_id, time, call, status_code, response_time, endpoint, method, decision, via, route,"
+    " key_version, edge, request_id, correlation_id, client_address, source, sequence) FROM STDIN (FORMAT BINARY)"
+)
+_TYPES = ["int8", "int8", "timestamptz", "bool", "int2", "float8", *["text"] * 5, "int8", *["text"] * 5, "int8"]
+_LAST_CALLS = """
+SELECT id, endpoint, method, status_code, response_time, time, request_id, decision
+FROM request_log WHERE key_id = %s AND call ORDER BY time DESC, id DESC LIMIT %s
+"""
+# Calls and others, each in the order of the index, merged: no sort, however many there are.
+_REQUESTS = """
+SELECT id, endpoint, method, status_code, response_time, time, request_id, decision FROM (
+    (SELECT * FROM request_log WHERE key_id = %(key)s AND call ORDER BY time DESC, id DESC LIMIT %(upto)s)
+    UNION ALL
+    (SELECT * FROM request_log WHERE key_id = %(key)s AND NOT call ORDER BY time DESC, id DESC LIMIT %(upto)s)
+) AS merged ORDER BY time DESC, id DESC LIMIT %(size)s OFFSET %(offset)s
+"""
+# One statement, one moment: an offset newer than its mark would tell an edge that a record is lost.
+_CHANGED_MARKS = """
+SELECT m.*, coalesce(o.next_offset, 0) AS next_offset FROM (
+    SELECT log, partition, last AS mark, gaps, false AS closed FROM request_marks WHERE changed
+    UNION ALL
+    SELECT log, n, last, '{}', true FROM closed_logs, generate_series(0, partitions - 1) AS n WHERE changed
+) AS m LEFT JOIN consumer_offsets o ON o.topic = %s AND o.partition = m.partition LIMIT %s
+"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A metered request as it is shown."""
+
+    id: int
+    endpoint: str
+    method: str
+    status_code: int
+    response_time: float
+    time: datetime
+    request_id: str
+    decision: str
+
+
+@dataclass(frozen=True)
+class Usage:
+    """A key's counters as they are published."""
+
+    key_id: int
+    owner_id: int
+    calls: int
+    last_used: datetime | None
+
+
+async def record(connection: Connection, events: Sequence[RequestEvent], counts: dict[int, Count]) -> None:
+    """Adds the events to the log and to their keys' counters."""
+    async with connection.cursor() as cursor, cursor.copy(_COPY) as copy:
+        copy.set_types(_TYPES)
+        for event in events:
+            await copy.write_row(_row(event))
+    # Sorted by key, so that two consumers lock the counters in one order.
+    await connection.execute(
+        "INSERT INTO key_counters AS c (key_id, owner_id, rows, calls, last_used)"
+        " SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::timestamptz[])"
+        " ON CONFLICT (key_id) DO UPDATE SET rows = c.rows + excluded.rows, calls = c.calls + excluded.calls,"
+        " last_used = greatest(c.last_used, excluded.last_used), changed = true",
+        [
+            list(counts),
+            [added.owner_id for added in counts.values()],
+            [added.rows for added in counts.values()],
+            [added.calls for added in counts.values()],
+            [added.last_used for added in counts.values()],
+        ],
+    )
+
+
+def _row(event: RequestEvent) -> tuple[Any, ...]:
+    data = event.data
+    return (
+        data.key_id,
+        data.owner_id,
+        event.time,
+        is_call(event),
+        data.status_code,
+        data.response_time,
+        data.endpoint,
+        data.method,
+        data.decision,
+        data.via,
+        data.route,
+        data.key_version,
+        data.edge,
+        data.request_id,
+        data.correlation_id,
+        data.client_address,
+        event.source,
+        data.sequence,
+    )
+
+
+async def owner_and_rows(connection: Connection, key_id: int) -> tuple[int, int] | None:
+    """Whose the key is and how many requests it has made; None before the first."""
+    query = "SELECT owner_id, rows FROM key_counters WHERE key_id = %s"
+    row = await (await connection.execute(query, [key_id])).fetchone()
+    return None if row is None else (row["owner_id"], row["rows"])
+
+
+async def last_calls(connection: Connection, key_id: int, limit: int) -> list[Request]:
+    """The key's last calls, newest first."""
+    rows = await connection.execute(_LAST_CALLS, [key_id, limit])
+    return [Request(**row) async for row in rows]
+
+
+async def requests(connection: Connection, key_id: int, offset: int, size: int) -> list[Request]:
+    """A page of all the key's requests, newest first."""
+    values = {"key": key_id, "upto": offset + size, "size": size, "offset": offset}
+    return [Request(**row) async for row in await connection.execute(_REQUESTS, values)]
+
+
+async def publication(connection: Connection) -> tuple[int, str | None, dict[str, int]]:
+    """The epoch of what is published, and the cluster and offsets that Kafka had after it."""
+    row = await (await connection.execute("SELECT epoch, cluster, offsets FROM publication")).fetchone()
+    assert row is not None
+    return row["epoch"], row["cluster"], row["offsets"]
+
+
+async def save_publication(connection: Connection, cluster: str, offsets: dict[str, int]) -> None:
+    """Remembers where Kafka's topics end after what was published."""
+    await connection.execute("UPDATE publication SET cluster = %s, offsets = %s", [cluster, Jsonb(offsets)])
+
+
+async def publish_all_again(connection: Connection) -> None:
+    """Flags everything for publication: Kafka has lost some of it."""
+    await connection.execute("UPDATE key_counters SET changed = true")
+    await connection.execute("UPDATE request_marks SET changed = true")
+    await connection.execute("UPDATE closed_logs SET changed = true")
+
+
+async def changed_usage(connection: Connection, limit: int) -> list[Usage]:
+    """Counters that changed since they were published."""
+    query = "SELECT key_id, owner_id, calls, last_used FROM key_counters WHERE changed LIMIT %s"
+    return [Usage(**row) async for row in await connection.execute(query, [limit])]
+
+
+async def usage_published(connection: Connection, published: Sequence[Usage]) -> None:
+    """Clears the flags of counters that are still as published."""
+    await connection.execute(
+        "UPDATE key_counters c SET changed = false FROM unnest(%s::bigint[], %s::bigint[]) AS p (key_id, calls)"
+        " WHERE c.key_id = p.key_id AND c.calls = p.calls",
+        [[row.key_id for row in published], [row.calls for row in published]],
+    )
+
+
+async def changed_marks(connection: Connection, topic: str, limit: int) -> list[UsageMark]:
+    """Marks of request logs that changed since they were published; of a closed log, one for each partition."""
+    rows = await connection.execute(_CHANGED_MARKS, [topic, limit])
+    return [
+        UsageMark(**row | {"gaps": tuple(zip(row["gaps"][::2], row["gaps"][1::2], strict=True))}) async for row in rows
+    ]
+
+
+async def marks_published(connection: Connection, published: Sequence[UsageMark]) -> None:
+    """Clears the flags of marks that are still as published, and of closed logs whose every partition was."""
+    marks = [mark for mark in published if not mark.closed]
+    await connection.execute(
+        "UPDATE request_marks m SET changed = false"
+        " FROM unnest(%s::text[], %s::int[], %s::bigint[], %s::text[]) AS p (log, partition, last, gaps)"
+        " WHERE m.log = p.log AND m.partition = p.partition AND m.last = p.last AND m.gaps = p.gaps::bigint[]",
+        [
+            [mark.log for mark in marks],
+            [mark.partition for mark in marks],
+            [mark.mark for mark in marks],
+            ["{" + ",".join(f"{low},{high}" for low, high in mark.gaps) + "}" for mark in marks],
+        ],
+    )
+    closed = [mark.log for mark in published if mark.closed]
+    await connection.execute(
+        "UPDATE closed_logs SET changed = false WHERE (log, partitions) IN"
+        " (SELECT log, count(*) FROM unnest(%s::text[]) AS log GROUP BY log)",
+        [closed],
+    )

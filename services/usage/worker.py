@@ -1,0 +1,200 @@
+"""Request events in, totals and marks out: what the usage worker stores, and how it publishes what changed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+
+import structlog
+from prometheus_client import Gauge
+
+from services.usage import store
+from services.usage.domain import count
+from services.usage.settings import Settings
+from shared.consumer import Consumer, Kind, Subscription
+from shared.events import CloudEvent, EventData
+from shared.events.requests import KeyUsage, RequestEvent, UsageMark
+from shared.events.topics import KEY_USAGE, REQUEST_EVENTS, USAGE_MARKS, Topic
+from shared.kafka import (
+    KafkaUnavailable,
+    Message,
+    Partition,
+    Producer,
+    Reader,
+    cluster_id,
+    ensure_topics,
+    partition_for,
+)
+from shared.postgres import AWAY, Connection, Pool, connect
+from shared.telemetry import Check
+
+SOURCE = "keyledger/usage"
+_LOCK = 7_316_004
+_BATCH = 2000
+_MARKS_EVERY = 0.2
+_USAGE_EVERY = 1.0
+_log = structlog.get_logger()
+_leader = Gauge("keyledger_usage_publisher_leader", "1 while this process is the one that publishes totals and marks")
+
+
+def request_consumer(settings: Settings, pool: Pool) -> Consumer:
+    """The consumer of request events into the log and the counters."""
+    return Consumer(settings.kafka, pool, "usage", [Subscription(REQUEST_EVENTS, Kind.MARKS, store_requests)])
+
+
+async def store_requests(connection: Connection, events: Sequence[RequestEvent]) -> None:
+    """Stores a batch of request events."""
+    await store.record(connection, events, count(events))
+
+
+class Publisher:
+    """Publishes the keys' totals and the request logs' marks that changed, for as long as `run` runs.
+
+    One worker leads: it holds a session lock on its only connection, which the server ends when it was not used for
+    three seconds. Its producer's transactional id is fixed, so what a stopped leader still holds when it wakes up is
+    refused by the broker: a mark never goes back.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._check = Check(False, "starting")
+        self._epoch = 1
+        self._cluster = ""
+        self._offsets: dict[str, int] = {}
+
+    def checks(self) -> dict[str, Callable[[], Check]]:
+        """For readiness: that this publisher leads, or stands by for the one that does."""
+        return {"publisher": lambda: self._check}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`; what failed is shown in readiness and tried again."""
+        while not stop.is_set():
+            try:
+                await self._term(stop)
+            except (KafkaUnavailable, *AWAY) as error:
+                _log.warning("publisher interrupted", error=str(error))
+                self._check = Check(False, str(error))
+            finally:
+                _leader.set(0)
+            await _pause(stop, 0.5)
+
+    async def _term(self, stop: asyncio.Event) -> None:
+        async with await connect(self._settings.database, idle_session_timeout="3s") as connection:
+            if not await self._elected(connection, stop):
+                return
+            async with _used_each_second(connection):
+                await ensure_topics(self._settings, [KEY_USAGE, USAGE_MARKS])
+                producer = await Producer.open(self._settings.kafka, SOURCE)
+            try:
+                async with _used_each_second(connection):
+                    ends = await self._ends()
+                await self._reconcile(connection, ends)
+                await self._publish(connection, producer, stop)
+            finally:
+                await producer.abandon()
+
+    async def _elected(self, connection: Connection, stop: asyncio.Event) -> bool:
+        while not stop.is_set():
+            row = await (await connection.execute("SELECT pg_try_advisory_lock(%s) AS got", [_LOCK])).fetchone()
+            if row and row["got"]:
+                _leader.set(1)
+                return True
+            self._check = Check(True, "standing by")
+            await _pause(stop, 1.0)
+        return False
+
+    async def _ends(self) -> dict[str, int]:
+        self._cluster = await cluster_id(self._settings.kafka)
+        reader = await Reader.open(self._settings.kafka, [KEY_USAGE.name, USAGE_MARKS.name])
+        try:
+            return {_name(p): end for p, (_, end) in (await reader.bounds(reader.assignment())).items()}
+        finally:
+            await reader.close()
+
+    async def _reconcile(self, connection: Connection, ends: dict[str, int]) -> None:
+        """Publishes all again when the topics are not those, or end before those, that were published to."""
+        self._epoch, cluster, offsets = await store.publication(connection)
+        anew = cluster not in (None, self._cluster)
+        if anew or any(ends.get(name, 0) < offset for name, offset in offsets.items()):
+            _log.warning("publishing again what Kafka has lost")
+            await store.publish_all_again(connection)
+        self._offsets = ends
+        await store.save_publication(connection, self._cluster, ends)
+
+    async def _publish(self, connection: Connection, producer: Producer, stop: asyncio.Event) -> None:
+        clock = asyncio.get_running_loop().time
+        usage_due = clock()
+        while not stop.is_set():
+            due = clock() >= usage_due
+            usage_due = clock() + _USAGE_EVERY if due else usage_due
+            usage = await store.changed_usage(connection, 10 * _BATCH) if due else []
+            marks = await store.changed_marks(connection, REQUEST_EVENTS.name, _BATCH)
+            for at in range(0, len(usage), _BATCH):
+                await self._send(connection, producer, [self._usage(row) for row in usage[at : at + _BATCH]])
+            await self._send(connection, producer, [self._mark(mark) for mark in marks])
+            if usage:
+                await store.usage_published(connection, usage)
+            if marks:
+                await store.marks_published(connection, marks)
+            self._check = Check(True, "leading")
+            await _pause(stop, _MARKS_EVERY)
+
+    async def _send(self, connection: Connection, producer: Producer, messages: Sequence[Message]) -> None:
+        if not messages:
+            return
+        offsets = {_name(partition): offset for partition, offset in (await producer.transaction(messages)).items()}
+        if any(offset <= self._offsets.get(name, 0) for name, offset in offsets.items()):
+            raise KafkaUnavailable("a topic is shorter than it was")
+        self._offsets |= offsets
+        await store.save_publication(connection, self._cluster, self._offsets)
+
+    def _usage(self, row: store.Usage) -> Message:
+        data = KeyUsage(key_id=row.key_id, owner_id=row.owner_id, usage_count=row.calls, last_used=row.last_used)
+        return self._message(KEY_USAGE, f"key-{row.key_id}", f"key-{row.key_id}@{self._epoch}.{row.calls}", data)
+
+    def _mark(self, mark: UsageMark) -> Message:
+        key = f"{mark.log}/{mark.partition}"
+        return self._message(USAGE_MARKS, key, f"{key}@{self._epoch}.{mark.mark}.{mark.next_offset}", mark)
+
+    def _message(self, topic: Topic, key: str, name: str, data: EventData) -> Message:
+        event = CloudEvent[EventData](
+            id=name,
+            source=SOURCE,
+            type=data.TYPE,
+            time=datetime.now(UTC),
+            subject=key,
+            schemaversion=data.SCHEMA_VERSION,
+            epoch=self._epoch,
+            data=data,
+        )
+        partition = Partition(topic.name, partition_for(key.encode(), self._settings.partitions))
+        return Message(partition, key.encode(), event.encode())
+
+
+def _name(partition: Partition) -> str:
+    return f"{partition.topic}/{partition.partition}"
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
+
+
+@asynccontextmanager
+async def _used_each_second(connection: Connection) -> AsyncIterator[None]:
+    """Uses the connection each second while something else takes long: the server ends one that is idle for three."""
+
+    async def use() -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            await connection.execute("SELECT 1")
+
+    task = asyncio.create_task(use())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError, *AWAY):
+            await task
