@@ -1,0 +1,180 @@
+"""How the edge judges a request: a key's and its owner's state in, one outcome of a closed list out. No I/O, no clock."""
+
+from __future__ import annotations
+
+import ipaddress
+from enum import StrEnum
+from functools import lru_cache
+
+import msgspec
+
+ADMIN = "admin"
+
+
+class Limits(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Requests admitted in any sliding minute, hour and day; None is without limit."""
+
+    minute: int | None = None
+    hour: int | None = None
+    day: int | None = None
+
+
+class KeyState(msgspec.Struct, frozen=True, array_like=True):
+    """A key as the replica holds it: the fast twin of `shared.events.keys.KeyState` with its place in the log.
+
+    Times are wall-clock nanoseconds; a hash is 32 bytes with the end of its validity (None: as long as the key).
+    """
+
+    id: int
+    owner_id: int
+    epoch: int
+    version: int
+    status: str
+    permissions: frozenset[str] = frozenset()
+    limits: Limits = Limits()
+    expires_at_ns: int | None = None
+    addresses: tuple[str, ...] = ()
+    hashes: tuple[tuple[bytes, int | None], ...] = ()
+
+
+class OwnerState(msgspec.Struct, frozen=True, array_like=True):
+    """An owner as the replica holds it."""
+
+    id: int
+    epoch: int
+    version: int
+    status: str
+
+
+class Outcome(StrEnum):
+    """Every way in which a request's key can be judged; the metered ones are the decisions of request events."""
+
+    allowed = "allowed"
+    rate_limited = "rate_limited"
+    inactive = "inactive"
+    owner_suspended = "owner_suspended"
+    forbidden = "forbidden"
+    address_refused = "address_refused"
+    revoked = "revoked"
+    deleted = "deleted"
+    expired = "expired"
+    missing = "missing"
+    malformed = "malformed"
+    unknown = "unknown"
+    not_ready = "not_ready"
+
+
+_UNMETERED = frozenset({Outcome.missing, Outcome.malformed, Outcome.unknown, Outcome.not_ready})
+
+# One answer for all that a caller could use to tell an unknown key from one that once was good.
+_INVALID = (401, "key_invalid", "Invalid or missing API key")
+_INACTIVE = (403, "key_inactive", "API key is inactive")
+
+_PROBLEMS: dict[Outcome, tuple[int, str, str]] = {
+    Outcome.missing: _INVALID,
+    Outcome.malformed: _INVALID,
+    Outcome.unknown: _INVALID,
+    Outcome.revoked: _INVALID,
+    Outcome.deleted: _INVALID,
+    Outcome.expired: _INVALID,
+    Outcome.inactive: _INACTIVE,
+    Outcome.owner_suspended: _INACTIVE,
+    Outcome.forbidden: (403, "permission_missing", "The API key lacks a permission"),
+    Outcome.address_refused: (403, "address_refused", "The API key may not be used from this address"),
+    Outcome.rate_limited: (429, "rate_limited", "Rate limit exceeded"),
+    Outcome.not_ready: (503, "not_ready", "The edge is not ready to judge this request"),
+}
+
+
+def decide(
+    key: KeyState | None,
+    owner: OwnerState | None,
+    presented_hash: bytes,
+    *,
+    wall_ns: int,
+    address: str | None,
+    permission: str | None,
+    stale: bool = False,
+) -> Outcome:
+    """Judges a request by all but the limits, which come after.
+
+    What is final (401) is said before what may pass (403), and both before address and permission. A status that this
+    edge does not know refuses with `not_ready`, as does an owner whose state is not held. `stale`: the replica may lack
+    the newest keys, so an unknown one is `not_ready` as well. `permission` None: the route asks for none.
+    """
+    if key is None:
+        return Outcome.not_ready if stale else Outcome.unknown
+    return (
+        _ended(key, presented_hash, wall_ns)
+        or _paused(key, owner)
+        or _out_of_bounds(key, address, permission)
+        or Outcome.allowed
+    )
+
+
+def _ended(key: KeyState, presented_hash: bytes, wall_ns: int) -> Outcome | None:
+    if key.status == "deleted":
+        return Outcome.deleted
+    if key.status == "revoked":
+        return Outcome.revoked
+    if key.expires_at_ns is not None and key.expires_at_ns <= wall_ns:
+        return Outcome.expired
+    for known, valid_until_ns in key.hashes:
+        if known == presented_hash:
+            return Outcome.expired if valid_until_ns is not None and valid_until_ns <= wall_ns else None
+    return Outcome.unknown
+
+
+def _paused(key: KeyState, owner: OwnerState | None) -> Outcome | None:
+    if key.status == "inactive":
+        return Outcome.inactive
+    if key.status != "active" or owner is None:
+        return Outcome.not_ready
+    if owner.status == "active":
+        return None
+    return Outcome.owner_suspended if owner.status == "suspended" else Outcome.not_ready
+
+
+def _out_of_bounds(key: KeyState, address: str | None, permission: str | None) -> Outcome | None:
+    if key.addresses and not _within(address, key.addresses):
+        return Outcome.address_refused
+    if permission is None or permission in key.permissions or ADMIN in key.permissions:
+        return None
+    return Outcome.forbidden
+
+
+def metered(outcome: Outcome) -> bool:
+    """Whether the answer has a row in the usage log: the key's state was held and judged."""
+    return outcome not in _UNMETERED
+
+
+def problem(outcome: Outcome) -> tuple[int, str, str]:
+    """Status, code and title of the answer to a refused request (RFC 9457). `KeyError` for `allowed`, which has none."""
+    return _PROBLEMS[outcome]
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@lru_cache(maxsize=10_000)
+def _within(address: str | None, cidrs: tuple[str, ...]) -> bool:
+    try:
+        client = ipaddress.ip_address(address or "")
+    except ValueError:
+        return False
+    if isinstance(client, ipaddress.IPv6Address) and client.ipv4_mapped:
+        client = client.ipv4_mapped
+    return any(client in network for network in _networks(cidrs))
+
+
+@lru_cache(maxsize=10_000)
+def _networks(cidrs: tuple[str, ...]) -> tuple[Network, ...]:
+    return tuple(network for network in map(_network, cidrs) if network)
+
+
+def _network(cidr: str) -> Network | None:
+    # A network that can't be read matches nobody: the list stays a restriction.
+    try:
+        return ipaddress.ip_network(cidr, strict=False)
+    except ValueError:
+        return None

@@ -1,0 +1,220 @@
+"""Sliding-window limits over admission times, kept in sub-buckets: exact enough to tell when to come back, small enough to hold.
+
+A window remembers admissions by sub-bucket (0.5 s of a minute, 10 s of an hour, 120 s of a day) as the time of the
+bucket's last admission and its count. A bucket counts in full until a whole window after that last admission, so in no
+sliding window, wherever it begins, more than the limit is admitted; a lone admission is exact to the nanosecond.
+A window is half open, as long as its span: what was admitted at t counts until t + span, exclusively.
+
+All windows count every admission, also those without a limit: a limit set later knows the past, and the state is the
+same whether it grew request by request or was folded from a request log.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from operator import itemgetter
+
+import msgspec
+
+from services.edge.domain import Limits
+
+SECOND = 1_000_000_000
+# Name, span and sub-bucket in nanoseconds, shortest first.
+WINDOWS: tuple[tuple[str, int, int], ...] = (
+    ("minute", 60 * SECOND, SECOND // 2),
+    ("hour", 3600 * SECOND, 10 * SECOND),
+    ("day", 86400 * SECOND, 120 * SECOND),
+)
+LONGEST = WINDOWS[-1][1]
+NEVER = 1 << 62
+
+Policy = tuple[str, int, int, int, int]
+Dump = Mapping[int, Sequence[Sequence[tuple[int, int]]]]
+
+
+class Verdict(msgspec.Struct, frozen=True, gc=False):
+    """What the limits say to one request, and what its headers tell.
+
+    `limit`, `remaining` and `reset_ns` (boot clock) are of one window: the one with the fewest remaining, of equals the
+    longest; at a refusal the exhausted one that frees last. `reset_ns` is when Remaining next rises; at a refusal, when
+    all windows admit one, and a request at that moment is admitted if none was in between. `retry_after_ns` is the wait
+    until then, 0 when admitted. `policies` has a (name, limit, window in s, remaining, reset_ns) for each limited window.
+    `limit` None: the key has no limits.
+    """
+
+    allowed: bool
+    limit: int | None
+    remaining: int
+    reset_ns: int
+    retry_after_ns: int
+    policies: tuple[Policy, ...]
+
+
+UNLIMITED = Verdict(allowed=True, limit=None, remaining=0, reset_ns=0, retry_after_ns=0, policies=())
+
+
+class _Window:
+    """The admissions of one key in one window: parallel lists of last times and counts by bucket, and their sum."""
+
+    __slots__ = ("counts", "end", "lasts", "name", "seconds", "span", "step", "used")
+
+    def __init__(self, name: str, span: int, step: int) -> None:
+        self.name = name
+        self.seconds = span // SECOND
+        self.span = span
+        self.step = step
+        self.lasts: list[int] = []
+        self.counts: list[int] = []
+        self.used = 0
+        self.end = 0
+
+    def drop(self, now: int) -> None:
+        """Forgets the buckets that `now` has left behind."""
+        gone = bisect_right(self.lasts, now - self.span)
+        self.used -= sum(self.counts[:gone])
+        del self.lasts[:gone], self.counts[:gone]
+
+    def add(self, at: int, count: int = 1) -> None:
+        """Counts admissions at `at`, in any order; one that the newest has left behind a window ago no longer matters."""
+        lasts = self.lasts
+        if lasts and at + self.span <= lasts[-1]:
+            return
+        self.used += count
+        index = bisect_left(lasts, at - at % self.step)
+        if index < len(lasts) and lasts[index] // self.step == at // self.step:
+            self.counts[index] += count
+            lasts[index] = max(lasts[index], at)
+        else:
+            lasts.insert(index, at)
+            self.counts.insert(index, count)
+        self.end = lasts[-1] - lasts[-1] % self.step + self.step
+
+    def policy(self, limit: int, now: int) -> Policy:
+        """The window as a policy of `limit`."""
+        remaining = limit - self.used
+        if limit <= 0:
+            return self.name, limit, self.seconds, 0, now + self.span
+        if remaining > 0:
+            return self.name, limit, self.seconds, remaining, self.lasts[0] + self.span if self.lasts else now
+        return self.name, limit, self.seconds, 0, self._frees(1 - remaining)
+
+    def _frees(self, count: int) -> int:
+        # When `count` admissions, at most those that are held, no longer count.
+        for last, held in zip(self.lasts, self.counts, strict=True):
+            count -= held
+            if count <= 0:
+                return last + self.span
+        raise AssertionError("fewer admissions are held than were asked for")
+
+
+class Limiter:
+    """The limits of all keys of one process, in memory. Times are boot-clock nanoseconds and never decrease."""
+
+    def __init__(self) -> None:
+        self._keys: dict[int, tuple[_Window, ...]] = {}
+        self._sweep: Iterator[int] = iter(())
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def admit(self, key_id: int, limits: Limits, now_ns: int) -> Verdict:
+        """Admits a request in all windows, or refuses it and consumes nothing. A limit of 0 admits none, ever."""
+        windows = self._keys.get(key_id) or self._open(key_id)
+        bounds = (limits.minute, limits.hour, limits.day)
+        for window, bound in zip(windows, bounds):  # noqa: B905 - the hot path; lengths are constant
+            if window.lasts and window.lasts[0] + window.span <= now_ns:
+                window.drop(now_ns)
+            if bound is not None and window.used >= bound:
+                return _refusal(windows, bounds, now_ns)
+        policies: list[Policy] = []
+        limit, remaining, reset = None, NEVER, 0
+        for window, bound in zip(windows, bounds):  # noqa: B905
+            lasts = window.lasts
+            if now_ns < window.end and now_ns >= lasts[-1]:
+                lasts[-1] = now_ns
+                window.counts[-1] += 1
+                window.used += 1
+            else:
+                window.add(now_ns)
+            if bound is not None:
+                left = bound - window.used
+                frees = lasts[0] + window.span
+                policies.append((window.name, bound, window.seconds, left, frees))
+                if left <= remaining:
+                    limit, remaining, reset = bound, left, frees
+        return Verdict(True, limit, remaining, reset, 0, tuple(policies)) if policies else UNLIMITED
+
+    def peek(self, key_id: int, limits: Limits, now_ns: int) -> Verdict:
+        """What `admit` would see, consuming nothing: `allowed` whether it would admit, `remaining` before it did."""
+        windows = self._keys.get(key_id) or self._fresh()
+        bounds = (limits.minute, limits.hour, limits.day)
+        for window in windows:
+            window.drop(now_ns)
+        policies = _policies(windows, bounds, now_ns)
+        if any(remaining == 0 for _, _, _, remaining, _ in policies):
+            return _refusal(windows, bounds, now_ns)
+        if not policies:
+            return UNLIMITED
+        _, limit, _, remaining, reset = min(reversed(policies), key=_REMAINING)
+        return Verdict(True, limit, remaining, reset, 0, policies)
+
+    def record(self, key_id: int, admitted_ns: int, count: int = 1) -> None:
+        """Counts admissions of the past, in any order, such as a request log tells of. Never of the future."""
+        for window in self._keys.get(key_id) or self._open(key_id):
+            window.add(admitted_ns, count)
+
+    def forget(self, now_ns: int, keys: int = 1000) -> None:
+        """Frees what no longer counts of at most `keys` keys; called now and then, it comes round to all of them."""
+        batch = tuple(islice(self._sweep, keys))
+        if not batch:
+            self._sweep = iter(tuple(self._keys))
+            batch = tuple(islice(self._sweep, keys))
+        for key_id in batch:
+            windows = self._keys.get(key_id, ())
+            for window in windows:
+                window.drop(now_ns)
+            if not any(window.lasts for window in windows):
+                self._keys.pop(key_id, None)
+
+    def dump(self) -> Dump:
+        """Every key's buckets, per window as (last admission, count): what `load` takes."""
+        return {
+            key_id: tuple(tuple(zip(window.lasts, window.counts, strict=True)) for window in windows)
+            for key_id, windows in self._keys.items()
+        }
+
+    def load(self, dump: Dump, *, shift_ns: int = 0, now_ns: int | None = None) -> None:
+        """Adds a dump to what is held, its times shifted by `shift_ns` (another boot's clock) but never beyond `now_ns`."""
+        for key_id, dumped in dump.items():
+            for window, buckets in zip(self._keys.get(key_id) or self._open(key_id), dumped, strict=True):
+                for last, count in buckets:
+                    at = last + shift_ns
+                    window.add(at if now_ns is None else min(at, now_ns), count)
+
+    def _open(self, key_id: int) -> tuple[_Window, ...]:
+        windows = self._keys[key_id] = self._fresh()
+        return windows
+
+    @staticmethod
+    def _fresh() -> tuple[_Window, ...]:
+        return tuple(_Window(name, span, step) for name, span, step in WINDOWS)
+
+
+Bounds = tuple[int | None, int | None, int | None]
+_REMAINING = itemgetter(3)
+_LATEST = itemgetter(4, 2)
+
+
+def _policies(windows: Iterable[_Window], bounds: Bounds, now: int) -> tuple[Policy, ...]:
+    limited = zip(windows, bounds, strict=True)
+    return tuple(window.policy(bound, now) for window, bound in limited if bound is not None)
+
+
+def _refusal(windows: Iterable[_Window], bounds: Bounds, now: int) -> Verdict:
+    for window in windows:
+        window.drop(now)
+    policies = _policies(windows, bounds, now)
+    _, limit, _, _, reset = max((policy for policy in policies if policy[3] == 0), key=_LATEST)
+    return Verdict(False, limit, 0, reset, reset - now, policies)

@@ -1,0 +1,294 @@
+"""Reading request logs, live and ended: by the agent that ships them and by the limiter's fold. Nothing is ever changed.
+
+A reading is a function of the files and a position, so the same part read twice, by whomever, gives the same entries
+with the same ordinals and the same `previous`. Damage costs the damaged record only and is counted in the position.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from services.edge.requestlog_format import (
+    DAMAGE,
+    FORMAT,
+    HEADER,
+    NOTE,
+    RECORD,
+    SNAPSHOT,
+    Header,
+    Note,
+    Record,
+    frames,
+    is_damage,
+    pack,
+    partition_of,
+    segment_name,
+)
+from services.edge.requestlog_sync import sync_directory
+
+READ_BYTES = 1024 * 1024
+_CACHED_KEYS = 100_000
+_LOG_NAME = re.compile(r"[0-9a-f]{32}")
+_SEGMENT_NAME = re.compile(r"(\d{20})\.log")
+
+_decode_record = msgspec.msgpack.Decoder(Record).decode
+_decode_note = msgspec.msgpack.Decoder(Note).decode
+_decode_header = msgspec.msgpack.Decoder(Header).decode
+
+
+class Position(NamedTuple):
+    """A place between two frames of a log: byte `offset` of the segment that begins with ordinal `segment`.
+
+    `ordinal` is the next record's, -1 when damage made that unknown; `lasts` has each partition's last ordinal before;
+    `damaged` counts the damaged places passed. Positions of one log are ordered.
+    """
+
+    segment: int
+    offset: int
+    ordinal: int
+    lasts: tuple[int, ...]
+    damaged: int = 0
+
+    @property
+    def end(self) -> int:
+        """An ordinal beyond all before this position: at the end of a log that of its `closed` record."""
+        return self.ordinal if self.ordinal >= 0 else max(self.lasts) + 1
+
+
+class Entry(NamedTuple):
+    """A record with its place: `previous` is the ordinal of the log's record before it in the same partition, or -1."""
+
+    ordinal: int
+    partition: int
+    previous: int
+    record: Record
+
+
+class Batch(NamedTuple):
+    """What was read: entries in order, and where to read on. No entries and the same position: there is no more yet."""
+
+    entries: list[Entry]
+    position: Position
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The limiter's fold of a log up to `position`: by key and window the (last admission, count) of each sub-bucket.
+
+    Times are on the boot clock of `header.boot_id`; with `wall_offset_ns` added, on the wall clock.
+    """
+
+    header: Header
+    position: Position
+    wall_offset_ns: int
+    counts: Mapping[int, Sequence[Sequence[tuple[int, int]]]]
+
+
+_decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class LogUnreadableError(Exception):
+    """No header of the log is left that could be read: how it is partitioned is not known."""
+
+
+def logs(directory: Path) -> list[LogReader]:
+    """The logs in `directory`, in no order that means anything; none if it does not exist."""
+    if not directory.is_dir():
+        return []
+    return [LogReader(path) for path in directory.iterdir() if _LOG_NAME.fullmatch(path.name)]
+
+
+class LogReader:
+    """Reads one log. It keeps no position: any number of readings may go on side by side."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.id = path.name
+        self._header: Header | None = None
+        self._partitions: dict[int, int] = {}
+
+    @property
+    def header(self) -> Header:
+        """The first header that can be read. Raises `LogUnreadableError`."""
+        if self._header is None:
+            names = [segment_name(first) for first in self.segments()]
+            headers = (_read_header(self.path / name) for name in (*names, "lock"))
+            self._header = next((header for header in headers if header is not None), None)
+        if self._header is None:
+            raise LogUnreadableError(self.path)
+        return self._header
+
+    def segments(self) -> list[int]:
+        """The first ordinals of the segments that are left, ascending."""
+        names = (_SEGMENT_NAME.fullmatch(name) for name in os.listdir(self.path))  # noqa: PTH208 - on each reading
+        return sorted(int(name[1]) for name in names if name)
+
+    def ended(self) -> bool:
+        """Whether the writer's process has let go of the log: nothing will be appended any more."""
+        try:
+            fd = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return True
+        try:
+            # Shared, so that two who ask don't see each other.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def start(self) -> Position:
+        """The beginning of what is left of the log; the snapshot's position when no segment is."""
+        nothing = (-1,) * self.header.partitions
+        segments = self.segments()
+        if segments:
+            header = _read_header(self.path / segment_name(segments[0]))
+            return Position(segments[0], 0, segments[0], header.lasts if header else nothing)
+        snapshot = self.snapshot()
+        return snapshot.position if snapshot else Position(0, 0, 0, nothing)
+
+    def read(self, position: Position, limit: int = READ_BYTES) -> Batch:
+        """The records from `position` on, of about `limit` bytes."""
+        items, position = self.scan(position, limit)
+        return Batch([item for item in items if isinstance(item, Entry)], position)
+
+    def scan(self, position: Position, limit: int = READ_BYTES) -> tuple[list[Entry | Note], Position]:
+        """Like `read`, with the notes in their places."""
+        while True:
+            # Asked in this order: with a segment after it or without a writer, what is read now of this one is all.
+            ended = self.ended()
+            following = next((first for first in self.segments() if first > position.segment), None)
+            data = _read(self.path / segment_name(position.segment), position.offset, limit)
+            items, moved = self._take(data or b"", position)
+            if moved.offset > position.offset:
+                return items, moved
+            if data is not None and len(data) == limit:
+                limit *= 2
+            elif following is not None:
+                lost = data is not None and (data != b"" or position.ordinal not in (following, -1))
+                position = Position(following, 0, following, position.lasts, position.damaged + lost)
+            elif ended and data and is_damage(data):
+                end = position.offset + len(data)
+                return [], position._replace(offset=end, damaged=position.damaged + 1)
+            else:
+                return [], position
+
+    def finished(self, position: Position) -> bool:
+        """Whether the log has ended and has neither record nor note after `position`."""
+        return self.ended() and self._exhausted(position)
+
+    def snapshot(self) -> Snapshot | None:
+        """The limiter's snapshot of the log; None when there is none, or none that can be read."""
+        try:
+            frame = next(frames((self.path / "snapshot").read_bytes()), None)
+            return _decode_snapshot(frame.content) if frame and frame.content else None
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Replaces the snapshot, atomically and durably. Raises `OSError`."""
+        new = self.path / "snapshot.new"
+        with new.open("wb") as file:
+            file.write(pack(SNAPSHOT, 0, _encode(snapshot)))
+            file.flush()
+            os.fdatasync(file.fileno())
+        new.replace(self.path / "snapshot")
+        sync_directory(self.path)
+
+    def delete_segment(self, segment: int) -> None:
+        """Deletes a segment. `ValueError` when it may be written to yet, or when no snapshot covers its admissions."""
+        segments = self.segments()
+        if segment not in segments:
+            return
+        if segment == segments[-1] and not self.ended():
+            raise ValueError(f"segment {segment} of log {self.id} is being written")
+        snapshot = self.snapshot()
+        if snapshot is None or not self._covers(snapshot.position, segment):
+            raise ValueError(f"segment {segment} of log {self.id} is not covered by a snapshot")
+        (self.path / segment_name(segment)).unlink()
+
+    def remove(self) -> None:
+        """Deletes the log with everything in it. `ValueError` when it has not ended."""
+        if not self.ended():
+            raise ValueError(f"log {self.id} is being written")
+        # Its name goes first: half a log is never seen.
+        hidden = self.path.with_name(f".{self.id}")
+        self.path.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    def _covers(self, position: Position, segment: int) -> bool:
+        return position.segment > segment or (position.segment == segment and self._exhausted(position, segment))
+
+    def _exhausted(self, position: Position, within: int | None = None) -> bool:
+        while True:
+            items, moved = self.scan(position)
+            if within is not None and moved.segment != within:
+                return True
+            if items or moved == position:
+                return not items
+            position = moved
+
+    def _take(self, data: bytes, position: Position) -> tuple[list[Entry | Note], Position]:
+        items: list[Entry | Note] = []
+        segment, offset, expected, before, damaged = position
+        lasts, end = list(before), 0
+        for kind, ordinal, content, end in frames(data):  # noqa: B007 - the last end is the new position
+            if content is None:
+                damaged += 1
+                expected = {DAMAGE: -1, RECORD: ordinal + 1}.get(kind, expected)
+                continue
+            try:
+                if kind == RECORD:
+                    if ordinal < (expected if expected >= 0 else max(lasts) + 1):
+                        damaged += 1
+                        continue
+                    damaged += expected not in (ordinal, -1)
+                    expected = ordinal + 1
+                    record = _decode_record(content)
+                    partition = self._partitions.get(record.key_id)
+                    if partition is None:
+                        partition = self._place(record.key_id)
+                    items.append(Entry(ordinal, partition, lasts[partition], record))
+                    lasts[partition] = ordinal
+                elif kind == NOTE:
+                    items.append(_decode_note(content))
+                elif kind == HEADER:
+                    lasts, expected = list(_decode_header(content).lasts), ordinal
+            except msgspec.DecodeError:
+                damaged += 1
+        return items, Position(segment, offset + end, expected, tuple(lasts), damaged)
+
+    def _place(self, key_id: int) -> int:
+        if len(self._partitions) >= _CACHED_KEYS:
+            self._partitions.clear()
+        partition = self._partitions[key_id] = partition_of(key_id, self.header.partitions)
+        return partition
+
+
+def _read(path: Path, offset: int, limit: int) -> bytes | None:
+    # None: the segment is gone.
+    try:
+        with path.open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), limit, offset)
+    except FileNotFoundError:
+        return None
+
+
+def _read_header(path: Path) -> Header | None:
+    frame = next(frames(_read(path, 0, READ_BYTES) or b""), None)
+    if frame is None or frame.kind != HEADER or frame.content is None:
+        return None
+    with suppress(msgspec.DecodeError):
+        header = _decode_header(frame.content)
+        return header if header.format == FORMAT else None
+    return None
