@@ -1,0 +1,1 @@
+"""The `keyledger` command: runs the local stack and administers owners and keys."""

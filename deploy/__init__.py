@@ -1,0 +1,1 @@
+"""How Keyledger is run: images, manifests, and the stack without containers."""

@@ -1,0 +1,1 @@
+"""The stack without containers: PostgreSQL, Kafka and all services as child processes of one supervisor."""

@@ -1,0 +1,61 @@
+"""Ports of a stack: a block below the range that the kernel gives to clients, so that nobody takes one by chance meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from deploy.local.errors import StackError
+
+_FIRST = 20_000
+_LAST = 32_767
+_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The block's first port, which only reserves the rest, and the port of each name."""
+
+    block: int
+    by_name: dict[str, int]
+
+    def __getitem__(self, name: str) -> int:
+        return self.by_name[name]
+
+
+@contextlib.contextmanager
+def reserved(names: tuple[str, ...], remembered: int) -> Iterator[Ports]:
+    """Ports for the names, in the remembered block if it is still free, else in another.
+
+    Bound as long as the context lives, the first port keeps other stacks off the block.
+    """
+    for first in (remembered, *random.sample(range(_FIRST, _LAST - _BLOCK, _BLOCK), 100)):
+        ports = range(first + 1, first + 1 + len(names))
+        with contextlib.ExitStack() as stack:
+            if first and (guard := _bound(first)) and stack.enter_context(guard) and all(map(is_free, ports)):
+                yield Ports(first, dict(zip(names, ports, strict=True)))
+                return
+    raise StackError(f"No block of {_BLOCK} free ports was found between {_FIRST} and {_LAST}. End what uses them.")
+
+
+def is_free(port: int) -> bool:
+    """Whether a server on this machine could listen on this port now."""
+    bound = _bound(port)
+    if bound:
+        bound.close()
+    return bound is not None
+
+
+def _bound(port: int) -> socket.socket | None:
+    candidate = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        candidate.bind(("127.0.0.1", port))
+        candidate.listen(1)
+    except OSError:
+        candidate.close()
+        return None
+    return candidate

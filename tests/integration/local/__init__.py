@@ -1,0 +1,1 @@
+"""The stack without containers, on real servers."""

@@ -1,0 +1,208 @@
+"""What tests run against: a whole stack behind one interface, or PostgreSQL and Kafka alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+from psycopg import sql
+
+from deploy.local import environment
+from deploy.local.directory import Directory
+from deploy.local.supervisor import read_status, tail
+from tests.support.eventually import eventually_sync
+
+READY_SECONDS = 180.0
+"""The first start on a machine fetches Kafka."""
+
+
+class Stack(Protocol):
+    """A running Keyledger. `name` is a process's name in `status()`."""
+
+    @property
+    def url(self) -> str:
+        """Address of the edge."""
+        ...
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The variables that a user gets: KEYLEDGER_URL, KEYLEDGER_API_KEY, KEYLEDGER_KAFKA and a DSN for each service."""
+        ...
+
+    def start(self) -> None:
+        """Start it and return when every part is ready."""
+        ...
+
+    def stop(self) -> None:
+        """End all its processes and keep its data."""
+        ...
+
+    def status(self) -> dict[str, Any]:
+        """As `keyledger status --json`."""
+        ...
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
+        """Send the signal to the process that has this name now; its process id."""
+        ...
+
+    def pause(self, name: str) -> int:
+        """SIGSTOP."""
+        ...
+
+    def resume(self, name: str) -> int:
+        """SIGCONT."""
+        ...
+
+    def wait_ready(self, deadline: float = 60.0) -> None:
+        """Return when every part is ready, or raise AssertionError after `deadline` seconds."""
+        ...
+
+    def logs(self, name: str) -> str:
+        """All that the process wrote."""
+        ...
+
+
+class LocalStack:
+    """The stack without containers, run by the `keyledger` command in a directory of its own."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.directory = Directory(directory)
+        self._options = options
+
+    @property
+    def url(self) -> str:
+        return self.env["KEYLEDGER_URL"]
+
+    @property
+    def env(self) -> dict[str, str]:
+        return environment.read(self.directory)
+
+    def start(self) -> None:
+        self.cli("up", "--detach", "--port", "0", *self._options)
+
+    def stop(self) -> None:
+        self.cli("down")
+
+    def status(self) -> dict[str, Any]:
+        return read_status(self.directory)
+
+    def process(self, name: str) -> dict[str, Any]:
+        """The row of one process in the status."""
+        rows = self.status()["processes"]
+        return next(row for row in rows if row["name"] == name)
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
+        def send() -> int:
+            pid = self.process(name)["pid"]
+            os.kill(pid, number)
+            return int(pid)
+
+        return eventually_sync(send)
+
+    def pause(self, name: str) -> int:
+        return self.kill(name, signal.SIGSTOP)
+
+    def resume(self, name: str) -> int:
+        return self.kill(name, signal.SIGCONT)
+
+    def wait_ready(self, deadline: float = 60.0) -> None:
+        eventually_sync(lambda: self.status()["ready"], deadline)
+
+    def wait_restarted(self, name: str, before: int, deadline: float = 60.0) -> None:
+        """Return when the process has another pid than `before` and is ready."""
+        eventually_sync(lambda: self._is_another(name, before), deadline)
+
+    def logs(self, name: str) -> str:
+        return self.directory.log(name).read_text()
+
+    def cli(self, *arguments: str) -> str:
+        """Run `keyledger` on this directory and return what it printed; AssertionError if it fails."""
+        command = (sys.executable, "-m", "cli.main", *arguments, "--dir", str(self.directory.root))
+        done = subprocess.run(command, capture_output=True, text=True, timeout=READY_SECONDS, check=False)
+        if done.returncode != 0:
+            raise AssertionError(
+                f"keyledger {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+            )
+        return done.stdout
+
+    def _is_another(self, name: str, before: int) -> bool:
+        row = self.process(name)
+        return bool(row["ready"] and row["pid"] != before)
+
+
+@dataclass(frozen=True)
+class Servers:
+    """Real PostgreSQL and Kafka: the administrator's DSN, and Kafka's address."""
+
+    postgres_dsn_admin: str
+    kafka: str
+    directory: Directory
+
+    @contextlib.contextmanager
+    def fresh_database(self) -> Iterator[str]:
+        """DSN of a new, empty database with a role of its own that owns it; both are dropped at the end."""
+        name = f"test_{secrets.token_hex(6)}"
+        password = secrets.token_hex(12)
+        role = sql.Identifier(name)
+        with psycopg.connect(self.postgres_dsn_admin, autocommit=True) as admin:
+            admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(password)))
+            admin.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(role, role))
+        try:
+            yield _with_database(self.postgres_dsn_admin, name, password)
+        finally:
+            with psycopg.connect(self.postgres_dsn_admin, autocommit=True) as admin:
+                admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(role))
+                admin.execute(sql.SQL("DROP ROLE {}").format(role))
+
+    def status(self) -> dict[str, Any]:
+        """As `keyledger status --json`, of the two servers."""
+        return read_status(self.directory)
+
+    def pid(self, name: str) -> int:
+        """The process id that `postgres` or `kafka` has now."""
+        return next(row["pid"] for row in self.status()["processes"] if row["name"] == name)
+
+
+@contextlib.contextmanager
+def local_servers(path: Path) -> Iterator[Servers]:
+    """Run PostgreSQL and Kafka in this directory, as long as the context lives and at most as long as this process."""
+    directory = Directory(path)
+    directory.create()
+    log = directory.log("supervisor")
+    with log.open("ab") as output:
+        command = (sys.executable, "-m", "deploy.local.servers", str(path))
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0)
+    try:
+        eventually_sync(lambda: _is_ready(directory, process, log), READY_SECONDS)
+        variables = environment.read(directory)
+        yield Servers(variables["KEYLEDGER_POSTGRES"], variables["KEYLEDGER_KAFKA"], directory)
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def remove(path: Path) -> None:
+    """Delete a directory of servers that ended."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_ready(directory: Directory, process: subprocess.Popen[bytes], log: Path) -> bool:
+    if process.poll() is not None:
+        raise SystemExit(f"the servers ended with {process.returncode}{tail(log)}")
+    return bool(read_status(directory)["ready"])
+
+
+def _with_database(dsn: str, name: str, password: str) -> str:
+    address = urlsplit(dsn).netloc.rpartition("@")[2]
+    return urlunsplit(("postgresql", f"{name}:{password}@{address}", f"/{name}", "", ""))
