@@ -22,6 +22,7 @@ from shared.marks import START, Mark, close, take
 RETENTION = timedelta(milliseconds=int(REQUEST_EVENTS.config["retention.ms"]))
 AHEAD = timedelta(minutes=1)
 _BIGINT = 2**63
+_LONGEST = 366 * 86_400  # seconds
 
 Batch = Mapping[Partition, list[Record]]
 
@@ -109,8 +110,7 @@ def read_requests(batch: Batch) -> tuple[list[Request], list[tuple[Record, str]]
             try:
                 event = decode_request(record.value or b"")
                 data = event.data
-                if event.time.tzinfo is None:
-                    raise ValueError("a time without an offset from UTC")
+                _plausible(event, record.value or b"")
                 requests.append(_checked(Request(record, event.source, data.sequence, data.previous, event)))
             except (ValueError, TypeError) as error:
                 try:
@@ -124,6 +124,23 @@ def _by_headers(record: Record, error: str) -> Request:
     headers = dict(record.headers)
     log, sequence, previous = headers["source"].decode(), int(headers["sequence"]), int(headers["previous"])
     return _checked(Request(record, log, sequence, previous, None, error))
+
+
+def _plausible(event: RequestEvent, value: bytes) -> None:
+    """`ValueError` for an event that no edge can have written, so that every service parks the same ones."""
+    data = event.data
+    if event.time.tzinfo is None:
+        raise ValueError("a time without an offset from UTC")
+    if b"\\u0000" in value and any("\x00" in text for text in msgspec.structs.astuple(data) if isinstance(text, str)):
+        raise ValueError("text with NUL")
+    if event.type == RequestMetered.TYPE and not (
+        0 < data.key_id < _BIGINT
+        and 0 < data.owner_id < _BIGINT
+        and 0 <= data.key_version < _BIGINT
+        and 0 <= data.status_code < 1000
+        and 0 <= data.response_time < _LONGEST
+    ):
+        raise ValueError("not a metered request")
 
 
 def _checked(request: Request) -> Request:

@@ -1,4 +1,4 @@
--- Every metered request. call: its decision is allowed. source and sequence tell where it came from, for audits; that each
+-- Every metered request. call: it was let through. source and sequence tell where it came from, for audits; that each
 -- is here once is the consumer's promise, so there is no unique index to pay for.
 CREATE TABLE request_log (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -1,0 +1,150 @@
+"""The only SQL of the stats service."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from services.stats.domain import Calls, Key, Ticket
+from shared.postgres import Connection
+
+
+@dataclass(frozen=True)
+class Totals:
+    """An owner's figures over all time, deleted keys' calls included."""
+
+    calls: int
+    proxied: int
+    succeeded: int
+    response_microseconds: Decimal
+
+
+@dataclass(frozen=True)
+class UsedKey:
+    """A key with its calls."""
+
+    id: int
+    name: str
+    status: str
+    usage_count: int
+    last_used: datetime | None
+
+
+async def load_keys(connection: Connection, ids: Collection[int]) -> dict[int, Key]:
+    """The keys that are there, by id."""
+    rows = await connection.execute("SELECT * FROM keys WHERE id = ANY(%s)", [list(ids)])
+    return {row["id"]: Key(**row) async for row in rows}
+
+
+async def save_keys(connection: Connection, keys: Collection[Key]) -> None:
+    """Puts the keys in place of what was there."""
+    await connection.execute(
+        "INSERT INTO keys (id, owner_id, name, status, expires_at)"
+        " SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::timestamptz[])"
+        " ON CONFLICT (id) DO UPDATE SET name = excluded.name, status = excluded.status",
+        [
+            [key.id for key in keys],
+            [key.owner_id for key in keys],
+            [key.name for key in keys],
+            [key.status for key in keys],
+            [key.expires_at for key in keys],
+        ],
+    )
+
+
+async def load_tickets(connection: Connection, ids: Collection[int]) -> dict[int, Ticket]:
+    """The tickets that are there, by id."""
+    rows = await connection.execute("SELECT * FROM tickets WHERE id = ANY(%s)", [list(ids)])
+    return {row["id"]: Ticket(**row) async for row in rows}
+
+
+async def save_tickets(connection: Connection, tickets: Collection[Ticket]) -> None:
+    """Puts the tickets in place of what was there."""
+    await connection.execute(
+        "INSERT INTO tickets (id, owner_id, subject, status, created_at)"
+        " SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::timestamptz[])"
+        " ON CONFLICT (id) DO UPDATE SET subject = excluded.subject, status = excluded.status",
+        [
+            [ticket.id for ticket in tickets],
+            [ticket.owner_id for ticket in tickets],
+            [ticket.subject for ticket in tickets],
+            [ticket.status for ticket in tickets],
+            [ticket.created_at for ticket in tickets],
+        ],
+    )
+
+
+async def add_calls(connection: Connection, counts: dict[int, Calls]) -> None:
+    """Adds to the keys' calls, in the order of their ids."""
+    await connection.execute(
+        "INSERT INTO key_calls AS c (key_id, owner_id, calls, proxied, succeeded, response_microseconds, last_used)"
+        " SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::numeric[],"
+        " %s::timestamptz[])"
+        " ON CONFLICT (key_id) DO UPDATE SET calls = c.calls + excluded.calls, proxied = c.proxied + excluded.proxied,"
+        " succeeded = c.succeeded + excluded.succeeded, last_used = greatest(c.last_used, excluded.last_used),"
+        " response_microseconds = c.response_microseconds + excluded.response_microseconds",
+        [
+            list(counts),
+            [added.owner_id for added in counts.values()],
+            [added.calls for added in counts.values()],
+            [added.proxied for added in counts.values()],
+            [added.succeeded for added in counts.values()],
+            [Decimal(added.response_microseconds) for added in counts.values()],
+            [added.last_used for added in counts.values()],
+        ],
+    )
+
+
+async def totals(connection: Connection, owner_id: int) -> Totals:
+    """The owner's calls."""
+    row = await (
+        await connection.execute(
+            "SELECT coalesce(sum(calls), 0)::bigint AS calls, coalesce(sum(proxied), 0)::bigint AS proxied,"
+            " coalesce(sum(succeeded), 0)::bigint AS succeeded,"
+            " coalesce(sum(response_microseconds), 0) AS response_microseconds FROM key_calls WHERE owner_id = %s",
+            [owner_id],
+        )
+    ).fetchone()
+    assert row is not None
+    return Totals(**row)
+
+
+async def ticket_counts(connection: Connection, owner_id: int) -> tuple[int, int]:
+    """How many of the owner's tickets are open, and how many are resolved or closed."""
+    row = await (
+        await connection.execute(
+            "SELECT count(*) FILTER (WHERE status = 'open') AS open, count(*) FILTER (WHERE status <> 'open') AS settled"
+            " FROM tickets WHERE owner_id = %s",
+            [owner_id],
+        )
+    ).fetchone()
+    assert row is not None
+    return row["open"], row["settled"]
+
+
+async def recent_tickets(connection: Connection, owner_id: int, limit: int) -> list[Ticket]:
+    """The owner's newest tickets."""
+    query = "SELECT * FROM tickets WHERE owner_id = %s ORDER BY created_at DESC, id DESC LIMIT %s"
+    return [Ticket(**row) async for row in await connection.execute(query, [owner_id, limit])]
+
+
+async def active_keys(connection: Connection, owner_id: int, now: datetime) -> int:
+    """How many of the owner's keys are active and not expired."""
+    query = (
+        "SELECT count(*) AS count FROM keys"
+        " WHERE owner_id = %s AND status = 'active' AND (expires_at IS NULL OR expires_at > %s)"
+    )
+    row = await (await connection.execute(query, [owner_id, now])).fetchone()
+    assert row is not None
+    return int(row["count"])
+
+
+async def used_keys(connection: Connection, owner_id: int, limit: int) -> list[UsedKey]:
+    """The owner's first keys by id, but for deleted ones."""
+    query = (
+        "SELECT id, name, status, coalesce(calls, 0) AS usage_count, last_used FROM keys"
+        " LEFT JOIN key_calls ON key_id = id WHERE keys.owner_id = %s AND status <> 'deleted' ORDER BY id LIMIT %s"
+    )
+    return [UsedKey(**row) async for row in await connection.execute(query, [owner_id, limit])]
