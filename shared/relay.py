@@ -9,32 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
 
-import msgspec
 import structlog
 from prometheus_client import Counter as Metric
 from prometheus_client import Gauge
 from psycopg.types.json import Jsonb
 
-from shared.events import SPECVERSION, CloudEvent, EventData
-from shared.events.keys import Heartbeat
-from shared.events.topics import Topic
 from shared.eventstore import CHANNEL, StoredEvent, read_log
-from shared.kafka import (
-    KafkaUnavailable,
-    Message,
-    Partition,
-    Producer,
-    Reader,
-    cluster_id,
-    ensure_topics,
-    partition_for,
-)
+from shared.kafka import KafkaUnavailable, Message, Partition, Producer, Reader, cluster_id, ensure_topics
 from shared.postgres import AWAY, Connection, connect
+from shared.publication import Messages, Publication, position_of
 from shared.settings import Base
 from shared.telemetry import Check
 
@@ -49,33 +35,6 @@ _leader = Gauge("keyledger_relay_leader", "1 while this relay is the one that pu
 _published = Metric("keyledger_relay_published_total", "Events published")
 
 
-@dataclass(frozen=True)
-class State:
-    """A stream's whole state after its `version`, for the compacted topic."""
-
-    stream: str
-    version: int
-    data: EventData
-
-
-StatesOf = Callable[[Connection, Sequence[str]], Awaitable[list[State]]]
-
-
-@dataclass(frozen=True)
-class Publication:
-    """What a service publishes: its log to `topic`, and, if it has them, its streams' states to `states_topic`."""
-
-    source: str
-    topic: Topic
-    states_topic: Topic | None = None
-    states_of: StatesOf | None = None
-
-    @property
-    def topics(self) -> list[Topic]:
-        """The topics that this relay writes, and therefore makes."""
-        return [self.topic, *([self.states_topic] if self.states_topic else [])]
-
-
 class Relay:
     """Publishes for as long as `run` runs; loses and regains leadership, database and Kafka without help."""
 
@@ -84,8 +43,8 @@ class Relay:
         self._dsn = dsn
         self._what = publication
         self._check = Check(False, "starting")
+        self._make = Messages(publication, settings.partitions, epoch=0)
         self._position = 0
-        self._epoch = 0
         self._streams: Counter[int] = Counter()
         self._offsets: dict[Partition, int] = {}
 
@@ -150,7 +109,7 @@ class Relay:
             await connection.execute("UPDATE log_head SET repair_needed = %s", [why])
             return False
         await connection.execute("UPDATE relay SET cluster = %s", [cluster])
-        self._streams = Counter(map(self._number, await self._known(connection)))
+        self._streams = Counter(map(self._make.number, await self._known(connection)))
         if lost:
             _log.warning("publishing again what Kafka has lost", partitions=[str(partition) for partition in lost])
             await self._republish(connection, producer, lost, seen)
@@ -159,7 +118,7 @@ class Relay:
     async def _read_head(self, connection: Connection) -> int:
         head = await (await connection.execute("SELECT epoch, position FROM log_head")).fetchone()
         assert head is not None
-        self._epoch = head["epoch"]
+        self._make = Messages(self._what, self._settings.partitions, head["epoch"])
         _head.set(head["position"])
         return int(head["position"])
 
@@ -176,7 +135,7 @@ class Relay:
             ends = {partition: end for partition, (_, end) in bounds.items()}
             while any([await reader.position(partition) < end for partition, end in ends.items()]):
                 for partition, records in (await reader.fetch(timeout_ms=200)).items():
-                    positions = [_position_of(record.value) for record in records if record.value is not None]
+                    positions = [position_of(record.value) for record in records if record.value is not None]
                     seen[partition] = max([seen[partition], *positions])
             return seen, lost
         finally:
@@ -190,13 +149,13 @@ class Relay:
         while after < self._position:
             events = [e for e in await read_log(connection, after, _BATCH) if e.position <= self._position]
             after = events[-1].position
-            again = [(self._event(event), event.position) for event in events]
+            again = [(self._make.event(event), event.position) for event in events]
             messages = [m for m, position in again if m.partition in lost and position > seen[m.partition]]
             await self._transact(connection, producer, messages, self._position)
         if self._what.states_topic is None:
             return
         gone = {p.partition for p in lost if p.topic != topic}
-        streams = [stream for stream in await self._known(connection) if self._number(stream) in gone]
+        streams = [stream for stream in await self._known(connection) if self._make.number(stream) in gone]
         for at in range(0, len(streams), _BATCH):
             messages = await self._states(connection, streams[at : at + _BATCH])
             await self._transact(connection, producer, messages, self._position)
@@ -223,12 +182,12 @@ class Relay:
 
     async def _batch(self, connection: Connection, events: Sequence[StoredEvent]) -> list[Message]:
         """The events, the states after them, and a heartbeat in each partition that a state goes to."""
-        self._streams.update(self._number(event.stream) for event in events if event.version == 1)
-        messages = [self._event(event) for event in events]
+        self._streams.update(self._make.number(event.stream) for event in events if event.version == 1)
+        messages = [self._make.event(event) for event in events]
         if self._what.states_of is not None:
             streams = list(dict.fromkeys(event.stream for event in events))
             messages += await self._states(connection, streams)
-            messages += self._beats({self._number(stream) for stream in streams}, events[-1].position)
+            messages += self._beats({self._make.number(stream) for stream in streams}, events[-1].position)
         return messages
 
     async def _transact(
@@ -256,78 +215,13 @@ class Relay:
         return [row["stream"] for row in await (await connection.execute(query, [self._position])).fetchall()]
 
     async def _states(self, connection: Connection, streams: Sequence[str]) -> list[Message]:
-        assert self._what.states_topic is not None and self._what.states_of is not None
-        topic = self._what.states_topic.name
-        return [
-            self._message(
-                topic, state.stream, state.data, f"{state.stream}@{self._epoch}.{state.version}", state.version
-            )
-            for state in await self._what.states_of(connection, streams)
-        ]
+        states = await self._what.states_of(connection, streams) if self._what.states_of else []
+        return [self._make.state(state) for state in states]
 
     def _beats(self, numbers: Iterable[int], position: int) -> list[Message]:
         if self._what.states_topic is None:
             return []
-        topic = self._what.states_topic.name
-        return [
-            self._message(
-                topic,
-                f"beat-{number}",
-                Heartbeat(partition=number, position=position, streams=self._streams[number]),
-                f"beat-{number}@{self._epoch}.{position}",
-                None,
-                number,
-            )
-            for number in numbers
-        ]
-
-    def _number(self, stream: str) -> int:
-        return partition_for(stream.encode(), self._settings.partitions)
-
-    def _message(
-        self, topic: str, key: str, data: EventData, name: str, version: int | None, number: int | None = None
-    ) -> Message:
-        event = CloudEvent[EventData](
-            id=name,
-            source=self._what.source,
-            type=data.TYPE,
-            time=datetime.now(UTC),
-            subject=key,
-            schemaversion=data.SCHEMA_VERSION,
-            epoch=self._epoch,
-            streamversion=version,
-            position=data.position if isinstance(data, Heartbeat) else None,
-            data=data,
-        )
-        partition = Partition(topic, self._number(key) if number is None else number)
-        return Message(partition, key.encode(), event.encode())
-
-    def _event(self, event: StoredEvent) -> Message:
-        envelope = {
-            "specversion": SPECVERSION,
-            "id": str(event.event_id),
-            "source": self._what.source,
-            "type": event.type,
-            "time": event.recorded_at.astimezone(UTC),
-            "subject": event.stream,
-            "datacontenttype": "application/json",
-            "schemaversion": event.schema_version,
-            "epoch": self._epoch,
-            "position": event.position,
-            "streamversion": event.version,
-            **{name.replace("_", ""): value for name, value in event.meta.items()},
-            "data": event.data,
-        }
-        partition = Partition(self._what.topic.name, self._number(event.stream))
-        return Message(partition, event.stream.encode(), msgspec.json.encode(envelope))
-
-
-class _Placed(msgspec.Struct):
-    position: int = 0
-
-
-def _position_of(value: bytes) -> int:
-    return msgspec.json.decode(value, type=_Placed).position
+        return [self._make.beat(number, position, self._streams[number]) for number in numbers]
 
 
 def _parse(name: str) -> Partition:

@@ -14,7 +14,7 @@ from shared.errors import NotFound
 from shared.events.keys import EVENTS, KeyState, OwnerState
 from shared.eventstore import Stream, registry
 from shared.postgres import Connection
-from shared.relay import State
+from shared.publication import State
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from services.keys import store
 from shared.events.topics import KEY_EVENTS, KEY_STATES
-from shared.relay import Publication
+from shared.publication import Publication
 
 PUBLICATION = Publication("keyledger/keys", KEY_EVENTS, KEY_STATES, store.states_of)
