@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from deploy.local.errors import StackError
 _FIRST = 20_000
 _LAST = 32_767
 _BLOCK = 32
+_ENDING_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,25 @@ def reserved(names: tuple[str, ...], remembered: int) -> Iterator[Ports]:
 
     Bound as long as the context lives, the first port keeps other stacks off the block.
     """
-    for first in (remembered, *random.sample(range(_FIRST, _LAST - _BLOCK, _BLOCK), 100)):
+    others = random.sample(range(_FIRST, _LAST - _BLOCK, _BLOCK), 100)
+    for first in (remembered, *others) if remembered else others:
         ports = range(first + 1, first + 1 + len(names))
-        with contextlib.ExitStack() as stack:
-            if first and (guard := _bound(first)) and stack.enter_context(guard) and all(map(is_free, ports)):
+        guard = _bound(first)
+        if guard is None:
+            continue
+        with guard:
+            if all(becomes_free(port) if first == remembered else is_free(port) for port in ports):
                 yield Ports(first, dict(zip(names, ports, strict=True)))
                 return
     raise StackError(f"No block of {_BLOCK} free ports was found between {_FIRST} and {_LAST}. End what uses them.")
+
+
+def becomes_free(port: int) -> bool:
+    """Whether the port is free now or within seconds: the processes of a stack that was just killed are still ending."""
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while not (free := is_free(port)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return free
 
 
 def is_free(port: int) -> bool:

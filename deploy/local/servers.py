@@ -40,12 +40,18 @@ class Servers:
         )
 
     async def start(self, directory: Directory, supervisor: Supervisor) -> None:
-        """Make their data directories if needed, start both, and wait until they are ready."""
-        await asyncio.gather(
-            self.postgres.prepare(directory.log("postgres")),
-            self.kafka.prepare(directory.log("kafka")),
-        )
-        await supervisor.start((self.postgres.spec(), self.kafka.spec()), _SERVER_SECONDS)
+        """Start both, side by side, and wait until they are ready."""
+        await asyncio.gather(self.start_postgres(directory, supervisor), self.start_kafka(directory, supervisor))
+
+    async def start_postgres(self, directory: Directory, supervisor: Supervisor) -> None:
+        """Make its data directory if needed, start it, and wait until it is ready."""
+        await self.postgres.prepare(directory.log("postgres"))
+        await supervisor.start((self.postgres.spec(),), _SERVER_SECONDS)
+
+    async def start_kafka(self, directory: Directory, supervisor: Supervisor) -> None:
+        """Make its data directory if needed, start it, and wait until it is ready."""
+        await self.kafka.prepare(directory.log("kafka"))
+        await supervisor.start((self.kafka.spec(),), _SERVER_SECONDS)
 
 
 def run_alone(directory: Directory, report: Report) -> None:

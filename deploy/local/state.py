@@ -18,12 +18,13 @@ SERVICES = ("keys", "tickets", "usage", "stats")
 @dataclass
 class State:
     """The content of state.json: `passwords` by PostgreSQL role, `block` the first of its ports (0: none chosen yet),
-    `owner_id` the owner of the first key (None: not created yet)."""
+    `owner_id` and `first_key` (the hash of its secret) what was made at the first start (None and empty: nothing yet)."""
 
     cluster_id: str
     passwords: dict[str, str]
     block: int = 0
     owner_id: int | None = None
+    first_key: str = ""
 
 
 def load(directory: Directory) -> State:

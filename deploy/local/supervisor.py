@@ -16,7 +16,7 @@ from deploy.local.process import Process, describe_exit
 from deploy.local.spec import Spec, run
 
 _TAIL_LINES = 15
-_END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 Report = Callable[[str], None]
 

@@ -1,0 +1,123 @@
+"""The processes of Keyledger itself: their commands and settings on this machine."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+from deploy.local import probes
+from deploy.local.directory import Directory
+from deploy.local.ports import Ports
+from deploy.local.servers import Servers
+from deploy.local.spec import Spec
+from deploy.local.state import SERVICES, State
+
+PORT_NAMES = (
+    "edge",
+    "edge-internal",
+    *(f"{service}-{part}" for service in SERVICES for part in ("api", "api-internal", "worker-internal")),
+)
+
+_STOP_SECONDS = 20.0
+"""Longer than a process takes to finish the requests or the batch in its hands."""
+
+
+@dataclass(frozen=True)
+class Services:
+    """All services of one directory. `edge_port` is the clients' door; `routes` the user's own upstreams, if any."""
+
+    directory: Directory
+    state: State
+    ports: Ports
+    servers: Servers
+    edge_port: int
+    routes: Path | None
+
+    @property
+    def url(self) -> str:
+        """The edge's address."""
+        return f"http://127.0.0.1:{self.edge_port}"
+
+    def dsn(self, service: str) -> str:
+        """The service's database, as the service's own role."""
+        return self.servers.postgres.dsn(service, self.state.passwords[service])
+
+    def addresses(self) -> dict[str, str]:
+        """What `<dir>/env` says besides the first key."""
+        dsns = {f"KEYLEDGER_{service.upper()}_DATABASE": self.dsn(service) for service in SERVICES}
+        return {"KEYLEDGER_URL": self.url, "KEYLEDGER_KAFKA": self.servers.kafka.address, **dsns}
+
+    def migrations(self) -> list[Spec]:
+        """One job for each database."""
+        return [self._job(f"{service}-migrate", (f"services.{service}", "migrate"), service) for service in SERVICES]
+
+    def first_key(self) -> Spec:
+        """The job that makes the first owner and key."""
+        return self._job("first-key", ("deploy.local.first_key", str(self.directory.root)), "keys")
+
+    def processes(self, client: httpx2.AsyncClient) -> list[Spec]:
+        """All that keep running, the edge last: it ends first. The client asks them whether they are ready."""
+        roles = ((service, role) for service in SERVICES for role in ("worker", "api"))
+        return [*(self._service(client, service, role) for service, role in roles), self._edge(client)]
+
+    def _service(self, client: httpx2.AsyncClient, service: str, role: str) -> Spec:
+        internal = self.ports[f"{service}-{role}-internal"]
+        return Spec(
+            name=f"{service}-{role}",
+            role=role,
+            command=_python(f"services.{service}", role),
+            env=self._settings(service, internal),
+            probe=probes.http(client, internal),
+            stop_seconds=_STOP_SECONDS,
+        )
+
+    def _edge(self, client: httpx2.AsyncClient) -> Spec:
+        internal = self.ports["edge-internal"]
+        apis = {f"KEYLEDGER_EDGE_{name.upper()}_URL": self._api(name) for name in ("keys", "tickets", "stats")}
+        routes = {"KEYLEDGER_EDGE_ROUTES": str(self.routes.absolute())} if self.routes else {}
+        own = {
+            "KEYLEDGER_EDGE_HOST": "127.0.0.1",
+            "KEYLEDGER_EDGE_PORT": str(self.edge_port),
+            "KEYLEDGER_EDGE_DATA": str(self.directory.edge),
+            "KEYLEDGER_EDGE_IDENTITY_KEY": str(self.directory.secrets / "identity.pem"),
+        }
+        return Spec(
+            name="edge",
+            role="edge",
+            command=_python("services.edge"),
+            env=self._common(internal) | own | apis | routes,
+            probe=probes.http(client, internal),
+            stop_seconds=_STOP_SECONDS,
+        )
+
+    def _job(self, name: str, command: tuple[str, ...], service: str) -> Spec:
+        return Spec(name, "job", _python(*command), env=self._settings(service, 0))
+
+    def _settings(self, service: str, internal: int) -> dict[str, str]:
+        prefix = f"KEYLEDGER_{service.upper()}"
+        return self._common(internal) | {
+            f"{prefix}_DATABASE": self.dsn(service),
+            f"{prefix}_HOST": "127.0.0.1",
+            f"{prefix}_PORT": str(self.ports[f"{service}-api"]),
+            "KEYLEDGER_IDENTITY_PUBLIC_KEYS": str(self.directory.secrets / "identity-public.pem"),
+            "KEYLEDGER_KEYS_USAGE_URL": self._api("usage"),
+        }
+
+    def _common(self, internal: int) -> dict[str, str]:
+        return {
+            "KEYLEDGER_KAFKA": self.servers.kafka.address,
+            "KEYLEDGER_INTERNAL_HOST": "127.0.0.1",
+            "KEYLEDGER_INTERNAL_PORT": str(internal),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def _api(self, service: str) -> str:
+        return f"http://127.0.0.1:{self.ports[f'{service}-api']}"
+
+
+def _python(module: str, *arguments: str) -> tuple[str, ...]:
+    """A module of ours, whatever lies in the directory where the user happens to be (-P)."""
+    return (sys.executable, "-P", "-m", module, *arguments)

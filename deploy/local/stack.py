@@ -1,0 +1,125 @@
+"""The whole stack of one directory: what is started in which order, until it is ready, and until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+from deploy.local import environment, identity, ports, servers, services
+from deploy.local.directory import Directory
+from deploy.local.errors import StackError
+from deploy.local.jars import kafka_jars
+from deploy.local.servers import Servers
+from deploy.local.services import Services
+from deploy.local.state import SERVICES, load, save
+from deploy.local.supervisor import Report, Supervisor
+from shared.ids import Secret, new_secret
+
+_JOB_SECONDS = 60.0
+_READY_SECONDS = 120.0
+"""All processes start at once; on a slow machine they wait for each other's share of it."""
+
+_KEY = "KEYLEDGER_API_KEY"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The edge's port (0: one that is free, and the same at the next start), and a TOML file of the user's own routes."""
+
+    port: int = 8080
+    routes: Path | None = None
+
+
+def run(directory: Directory, options: Options, report: Report, ready: Callable[[], None]) -> None:
+    """Run the stack until SIGTERM or SIGINT; `ready` is called once, when every part is. Raises StackError if it can't be."""
+    if options.routes and not options.routes.is_file():
+        raise StackError(f"There is no file {options.routes}. --routes wants a TOML file of routes.")
+    directory.create()
+    with directory.held():
+        jars = kafka_jars(report)
+        state = load(directory)
+        with ports.reserved((*servers.PORT_NAMES, *services.PORT_NAMES), state.block) as chosen:
+            state.block = chosen.block
+            save(directory, state)
+            both = Servers.of(directory, state, chosen, jars)
+            edge_port = options.port or chosen["edge"]
+            _require_free(edge_port)
+            stack = _Stack(Services(directory, state, chosen, both, edge_port, options.routes), report)
+            asyncio.run(stack.run(ready))
+
+
+class _Stack:
+    def __init__(self, parts: Services, report: Report) -> None:
+        self._parts = parts
+        self._report = report
+        self._directory = parts.directory
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        supervisor = Supervisor(self._directory, self._report, self._parts.url)
+        supervisor.end_on_signals()
+        try:
+            async with httpx2.AsyncClient(trust_env=False) as client:
+                await self._start(supervisor, client)
+                ready()
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self._report("Ending all processes ...")
+        finally:
+            await supervisor.stop()
+
+    async def _start(self, supervisor: Supervisor, client: httpx2.AsyncClient) -> None:
+        parts = self._parts
+        identity.ensure(self._directory)
+        await asyncio.gather(parts.servers.start_kafka(self._directory, supervisor), self._databases(supervisor))
+        await supervisor.start(parts.processes(client), _READY_SECONDS)
+        await supervisor.until_all_ready(_READY_SECONDS)
+
+    async def _databases(self, supervisor: Supervisor) -> None:
+        """PostgreSQL with all that the services expect in it; Kafka takes longer to start than this."""
+        parts = self._parts
+        secret = self._write_environment()
+        await parts.servers.start_postgres(self._directory, supervisor)
+        passwords = {name: parts.state.passwords[name] for name in SERVICES}
+        await parts.servers.postgres.create_databases(passwords)
+        await asyncio.gather(*(supervisor.run(job, _JOB_SECONDS) for job in parts.migrations()))
+        self._report("the databases are migrated")
+        if parts.state.first_key != secret.hash.hex():
+            await supervisor.run(parts.first_key(), _JOB_SECONDS)
+            self._report("the first key is made")
+
+    def _write_environment(self) -> Secret:
+        """The secret is on the disk before any process starts: what creates the key may die at any point."""
+        held = environment.read(self._directory).get(_KEY)
+        secret = Secret(held) if held else new_secret("live")
+        addresses = self._parts.addresses()
+        environment.write(self._directory, {"KEYLEDGER_URL": self._parts.url, _KEY: secret.text, **addresses})
+        return secret
+
+
+def _require_free(port: int) -> None:
+    if not ports.becomes_free(port):
+        raise StackError(f"Port {port} is used by another program. Choose another with --port, or any with --port 0.")
+
+
+def main() -> None:
+    """`python -m deploy.local.stack DIR PORT [ROUTES]`: the stack in the background, with its news on stderr."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S", level=logging.WARNING)
+    log = logging.getLogger("keyledger")
+    log.setLevel(logging.INFO)
+    directory, port, *routes = sys.argv[1:]
+    options = Options(int(port), Path(routes[0]) if routes else None)
+    try:
+        run(Directory(Path(directory)), options, log.info, lambda: log.info("ready"))
+    except StackError as error:
+        log.error(error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
