@@ -1,0 +1,38 @@
+# Needs make, and either uv or a Python >= 3.11 with venv; everything else is brought here.
+
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .tools/bin/uv)
+BIN := .venv/bin
+PYTHONS := python3.13 python3.12 python3.11 python3.14 python3
+
+.DEFAULT_GOAL := help
+
+.PHONY: help setup up test check
+
+help: ## Show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(filter .tools/%,$(UV)) ## Bring the tools and libraries into .venv
+	@$(UV) sync --locked --extra local --quiet
+
+up: setup ## Run the whole stack: PostgreSQL, Kafka, all services and a first key (ARGS="--port 9000")
+	@$(BIN)/keyledger up $(ARGS)
+
+test: setup ## Run all tests (ARGS="tests/unit -x")
+	@$(BIN)/pytest $(ARGS)
+
+check: setup ## Lint, format, types, layering, unused code
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyrefly check
+	$(BIN)/lint-imports
+	$(BIN)/vulture
+
+.tools/bin/uv:
+	@for python in $(PYTHONS); do \
+	  if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Bringing uv into .tools (with $$python) ..."; \
+	    $$python -m venv .tools && .tools/bin/python -m pip install --quiet --disable-pip-version-check uv; \
+	    exit; \
+	  fi; \
+	done; \
+	echo "error: this needs uv, or a Python >= 3.11 with venv (on Debian: apt install python3-venv)." >&2; exit 1
