@@ -1,0 +1,371 @@
+"""The consumer stores each event exactly once, whatever fails, is repeated, is late or can't be read."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+
+from shared.consumer import Consumer, Subscription
+from shared.events.requests import RequestEvent
+from shared.intake import RETENTION, Tolerance
+from shared.kafka import Partition, Producer, ensure_topics
+from shared.postgres import Connection
+from shared.settings import Base
+from tests.integration.shared.consuming import (
+    BY_MARKS,
+    BY_VERSIONS,
+    REQUESTS,
+    STREAMS,
+    Bench,
+    bench,
+    identities,
+    key_on,
+    store_requests,
+)
+from tests.integration.usage.traffic import Log, Written
+from tests.support.eventually import eventually
+from tests.support.topics import adelete_topics
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def requests(kafka: str, database: str) -> AsyncIterator[Bench]:
+    """A topic of request events."""
+    async with bench(kafka, database, BY_MARKS) as made:
+        yield made
+
+
+@pytest.fixture
+async def streams(kafka: str, database: str) -> AsyncIterator[Bench]:
+    """A topic of relayed events."""
+    async with bench(kafka, database, BY_VERSIONS) as made:
+        yield made
+
+
+def traffic(log: Log, count: int, keys: int = 50) -> list[Written]:
+    return [log.write(1 + index % keys) for index in range(count)]
+
+
+def relayed(stream: str, version: int, **data: object) -> bytes:
+    moment = datetime.now(UTC).isoformat()
+    envelope = {"type": "thing.done", "time": moment, "subject": stream, "streamversion": version, "epoch": 1}
+    return json.dumps(envelope | {"data": data}).encode()
+
+
+async def unready(consumer: Consumer) -> str:
+    """Waits until the consumer says that it is not ready, other than at its start; what it says."""
+    check = consumer.checks()["consumer"]
+    await eventually(lambda: not check().ready and check().detail != "starting")
+    return check().detail
+
+
+async def ready(consumer: Consumer) -> None:
+    await eventually(lambda: consumer.checks()["consumer"]().ready)
+
+
+async def test_repeats_are_dropped_and_the_rest_is_taken_once(requests: Bench) -> None:
+    first, second = Log(), Log()
+    records = traffic(first, 300) + traffic(second, 200)
+    await requests.ship(records)
+    async with requests.consumer():
+        await requests.has_taken(identities(records))
+        more = traffic(first, 100)
+        await requests.ship(records[100:] + more)
+        await requests.has_taken(identities(records + more))
+    assert sum((await requests.next_offsets()).values()) == 500 + 400 + 100
+
+
+async def test_restarted_consumer_goes_on_where_the_database_says(requests: Bench) -> None:
+    log = Log()
+    records = traffic(log, 100)
+    await requests.ship(records)
+    async with requests.consumer():
+        await requests.has_taken(identities(records))
+    more = traffic(log, 100)
+    await requests.ship(more)
+    async with requests.consumer():
+        await requests.has_taken(identities(records + more))
+
+
+async def test_lost_batch_opens_a_gap_and_is_taken_when_it_comes_late(requests: Bench) -> None:
+    log, key = Log(), key_on(2)
+    records = [log.write(key) for _ in range(9)]
+    await requests.ship(records[:3] + records[6:])
+    async with requests.consumer():
+        await requests.has_taken(identities(records[:3] + records[6:]))
+        assert await requests.rows("SELECT last, gaps, gap_since IS NOT NULL FROM request_marks") == [(8, [2, 5], True)]
+        await requests.ship([records[4]])
+        await requests.has_taken(identities([*records[:3], records[4], *records[6:]]))
+        assert await requests.rows("SELECT last, gaps FROM request_marks") == [(8, [2, 3, 4, 5])]
+        await requests.ship(records[3:6])
+        await requests.has_taken(identities(records))
+    assert await requests.rows("SELECT last, gaps, gap_since FROM request_marks") == [(8, [], None)]
+
+
+async def test_closed_log_collapses_into_one_row_and_whatever_comes_again_is_dropped(requests: Bench) -> None:
+    log, key = Log(), key_on(2)
+    records = [log.write(key) for _ in range(6)] + traffic(log, 30)
+    closing = log.close()
+    await requests.ship(records[:2] + records[4:] + closing)
+    async with requests.consumer():
+        await requests.has_taken(identities(records[:2] + records[4:]))
+        assert await requests.rows("SELECT log FROM closed_logs") == []
+        await requests.ship(records[2:4])
+        await requests.has_taken(identities(records))
+        assert await requests.rows("SELECT log, last, partitions FROM closed_logs") == [(log.id, 36, 6)]
+        assert await requests.rows("SELECT * FROM request_marks") == []
+        other = traffic(Log(), 50)
+        await requests.ship(records + closing + other)
+        await requests.has_taken(identities(records + other))
+    assert await requests.rows("SELECT log FROM request_marks WHERE log = %s", [log.id]) == []
+
+
+async def test_closing_record_is_never_a_duplicate(requests: Bench) -> None:
+    """It may come again after others of its log that were late; the gap before it is still a gap."""
+    log, key = Log(), key_on(2)
+    records = [log.write(key) for _ in range(4)]
+    closing = log.close()
+    await requests.ship(records[:2] + closing + [closing[2]])
+    async with requests.consumer():
+        await requests.has_taken(identities(records[:2]))
+        await requests.ship([closing[2], *records[2:], closing[2]])
+        await requests.has_taken(identities(records))
+        await eventually(lambda: requests.rows("SELECT 1 FROM closed_logs"))
+
+
+async def test_times_out_of_bounds_are_held_within_them(requests: Bench) -> None:
+    now, log = datetime.now(UTC), Log()
+    times = [now - timedelta(days=1000), now - timedelta(days=1), now + timedelta(days=1000)]
+    records = [log.write(1, time=moment) for moment in times]
+    await requests.ship(records)
+    async with requests.consumer():
+        await requests.has_taken(identities(records))
+    [(long_ago,), (yesterday,), (ahead,)] = await requests.rows("SELECT time FROM taken ORDER BY sequence")
+    assert abs(long_ago - (now - RETENTION)) < timedelta(minutes=1)
+    assert yesterday == times[1]
+    assert now < ahead < now + timedelta(minutes=3)
+
+
+async def test_two_consumers_that_come_and_go_take_each_once(requests: Bench) -> None:
+    logs = [Log() for _ in range(3)]
+    sent: list[Written] = []
+
+    async def some() -> None:
+        records = [written for log in logs for written in traffic(log, 200)]
+        sent.extend(records)
+        await requests.ship(records)
+
+    async with requests.consumer() as first:
+        await some()
+        await ready(first)
+        for _ in range(3):
+            async with requests.consumer() as second:
+                await some()
+                await eventually(lambda: second.checks()["consumer"]().detail == "3 partitions")
+                await some()
+            await some()
+        await requests.has_taken(identities(sent))
+
+
+async def test_broken_connections_and_unknown_commits_lose_and_repeat_nothing(requests: Bench) -> None:
+    """The handler's own connection is ended at random, before, within and after its work."""
+    dice = random.Random(7)
+
+    async def unlucky(connection: Connection, events: Sequence[RequestEvent]) -> None:
+        if dice.random() < 0.3:
+            await requests.do("SELECT pg_terminate_backend(%s)", [connection.info.backend_pid])
+        await store_requests(connection, events)
+        if dice.random() < 0.3:
+            await requests.do("SELECT pg_terminate_backend(%s)", [connection.info.backend_pid])
+
+    requests.subscription = replace(BY_MARKS, handler=unlucky)
+    log, sent = Log(), list[Written]()
+    async with requests.consumer():
+        for _ in range(12):
+            records = traffic(log, 50)
+            sent += records
+            await requests.ship(records)
+            await eventually(requests.taken)
+        await requests.has_taken(identities(sent), 60)
+
+
+async def test_poison_is_parked_as_it_came_and_the_rest_goes_on(requests: Bench) -> None:
+    log, key = Log(), key_on(4)
+    good = [log.write(key) for _ in range(3)]
+    unreadable = replace(log.write(key), value=b'{"no": "event"}')
+    implausible = log.write(key, status_code=70_000)
+    nul = log.write(key, endpoint="/a\x00b")
+    good += [log.write(key) for _ in range(3)]
+    await requests.ship([*good[:3], unreadable, implausible, nul, *good[3:], unreadable])
+    await requests.send((4, b"key-x", b"junk"), (4, b"key-x", None))
+    async with requests.consumer() as consumer:
+        await requests.has_taken(identities(good))
+        await requests.has_offsets({4: 12})
+        assert consumer.checks()["consumer"]().ready
+    parked = await requests.rows(
+        'SELECT "offset", value, header_names, header_values[1], error FROM dead_letters ORDER BY 1'
+    )
+    assert [row[0] for row in parked] == [3, 4, 5, 10, 11]
+    assert parked[0][1:4] == (b'{"no": "event"}', ["source", "sequence", "previous"], log.id.encode())
+    assert "status" not in parked[0][4]
+    assert parked[3][1:3] == (b"junk", [])
+    assert await requests.rows("SELECT last, gaps FROM request_marks") == [(8, [])], "parked events move the mark"
+
+
+async def test_what_only_the_database_refuses_is_found_and_parked(requests: Bench) -> None:
+    async def picky(connection: Connection, events: Sequence[RequestEvent]) -> None:
+        await store_requests(connection, events)
+        for event in events:
+            await connection.execute("SELECT 1 / %s", [event.data.status_code])
+
+    requests.subscription = replace(BY_MARKS, handler=picky)
+    log = Log()
+    records = [log.write(1 + index % 20, status_code=0 if index in (7, 30, 31) else 200) for index in range(60)]
+    await requests.ship(records)
+    async with requests.consumer():
+        await requests.has_taken(identities([record for record in records if record.event.data.status_code]))
+    errors = await requests.rows("SELECT error FROM dead_letters")
+    assert [error for (error,) in errors] == ["DivisionByZero: division by zero"] * 3
+
+
+async def test_too_much_poison_stops_the_consumer_instead_of_emptying_the_topic(requests: Bench) -> None:
+    log, key = Log(), key_on(1)
+    await requests.ship([log.write(key) for _ in range(10)])
+    await requests.send(*[(1, b"key-x", b"junk")] * 50)
+    async with requests.consumer(Tolerance(in_a_row=20)) as consumer:
+        assert "in a row" in await unready(consumer)
+    assert await requests.rows("SELECT * FROM dead_letters") == []
+    async with requests.consumer(Tolerance(in_a_row=60)) as consumer:
+        await eventually(requests.taken)
+        await ready(consumer)
+    assert await requests.rows("SELECT count(*) FROM dead_letters") == [(50,)]
+
+
+async def test_relayed_events_are_taken_by_version(streams: Bench) -> None:
+    await streams.send((0, b"key-1", relayed("key-1", 1)), (0, b"key-2", relayed("key-2", 1)))
+    await streams.send((0, b"key-1", relayed("key-1", 1)), (0, b"key-1", relayed("key-1", 2)))
+    await streams.send((0, b"key-1", relayed("key-1", 1)), (0, b"key-2", relayed("key-2", 2)))
+    async with streams.consumer():
+        await streams.has_taken([("key-1", 1), ("key-1", 2), ("key-2", 1), ("key-2", 2)])
+
+
+async def test_missing_version_stops_its_partition_only_and_skips_nothing(streams: Bench) -> None:
+    await streams.send(
+        (0, b"key-1", relayed("key-1", 1)), (0, b"key-1", relayed("key-1", 3)), (0, b"key-2", relayed("key-2", 1))
+    )
+    async with streams.consumer() as consumer:
+        assert "key-1 goes on with version 3 at offset 1; 1 is held" in await unready(consumer)
+        await streams.send((1, b"key-3", relayed("key-3", 1)), (0, b"key-2", relayed("key-2", 2)))
+        await streams.has_taken([("key-1", 1), ("key-3", 1)])
+    assert (await streams.next_offsets())[0] == 1
+    await streams.do("UPDATE stream_versions SET version = 2 WHERE stream = 'key-1'")
+    async with streams.consumer() as consumer:
+        await streams.has_taken([("key-1", 1), ("key-1", 3), ("key-2", 1), ("key-2", 2), ("key-3", 1)])
+        await ready(consumer)
+
+
+async def test_other_cluster_is_read_from_its_start_and_marks_drop_what_is_known(requests: Bench) -> None:
+    log = Log()
+    records = traffic(log, 100)
+    await requests.ship(records)
+    async with requests.consumer():
+        await requests.has_taken(identities(records))
+    await requests.do("UPDATE consumer_offsets SET cluster = 'of before', next_offset = next_offset + 1000")
+    more = traffic(log, 20)
+    await requests.ship(more)
+    async with requests.consumer():
+        await requests.has_taken(identities(records + more))
+    assert sum((await requests.next_offsets()).values()) == 120
+
+
+async def test_log_that_lost_its_tail_is_followed_from_its_new_end(requests: Bench) -> None:
+    """What the broker lost is sent again by its producers, and taken if it is not known."""
+    log = Log()
+    records = traffic(log, 100)
+    await requests.ship(records)
+    async with requests.consumer():
+        await requests.has_taken(identities(records))
+    await adelete_topics(requests.kafka, [REQUESTS.name])
+    await ensure_topics(Base(kafka=requests.kafka), [REQUESTS])
+    more = traffic(log, 60)
+    await requests.ship(more[:30])
+    async with requests.consumer() as consumer:
+        await ready(consumer)
+        await requests.has_offsets(await ends(requests))
+        await requests.ship(records[90:] + more)
+        await requests.has_taken(identities(records + more))
+
+
+async def test_relayed_topic_that_lost_its_tail_is_read_from_its_start(streams: Bench) -> None:
+    sent = [(0, b"key-1", relayed("key-1", version)) for version in range(1, 10)]
+    await streams.send(*sent)
+    async with streams.consumer():
+        await streams.has_taken([("key-1", version) for version in range(1, 10)])
+    await adelete_topics(streams.kafka, [STREAMS.name])
+    await ensure_topics(Base(kafka=streams.kafka), [STREAMS])
+    await streams.send(*sent[:5], (0, b"key-2", relayed("key-2", 1)))
+    async with streams.consumer():
+        await streams.has_taken([*(("key-1", version) for version in range(1, 10)), ("key-2", 1)])
+
+
+async def test_records_that_expired_unread_stop_their_partition(requests: Bench) -> None:
+    log, key, other = Log(), key_on(3), key_on(5)
+    records = [log.write(key) for _ in range(10)]
+    await requests.ship(records[:5])
+    async with requests.consumer():
+        await requests.has_taken(identities(records[:5]))
+    await requests.ship(records[5:])
+    admin = AIOKafkaAdminClient(bootstrap_servers=requests.kafka)
+    await admin.start()
+    await admin.delete_records({Partition(REQUESTS.name, 3): RecordsToDelete(before_offset=8)})
+    await admin.close()
+    async with requests.consumer() as consumer:
+        assert "records from 5 to 8 are gone" in await unready(consumer)
+        elsewhere = log.write(other)
+        await requests.ship([elsewhere])
+        await requests.has_taken(identities([*records[:5], elsewhere]))
+    assert (await requests.next_offsets())[3] == 5
+
+
+async def test_superseded_consumer_stores_nothing_and_goes_on_from_the_database(requests: Bench) -> None:
+    """Somebody else moves the offset while a batch is held: the batch is theirs."""
+    log, key = Log(), key_on(0)
+    records = [log.write(key) for _ in range(20)]
+    await requests.ship(records[:10])
+    async with requests.consumer():
+        await requests.has_taken(identities(records[:10]))
+        await requests.do("UPDATE consumer_offsets SET next_offset = 15 WHERE partition = 0")
+        await requests.ship(records[10:])
+        await requests.has_taken(identities(records[:10] + records[15:]))
+
+
+async def test_only_one_of_two_that_hold_the_same_batch_stores_it(requests: Bench) -> None:
+    """Two consumers in different groups of one database: the fence lets each batch through once, marks or not."""
+
+    async def forget_marks(connection: Connection, events: Sequence[RequestEvent]) -> None:
+        await store_requests(connection, events)
+        await connection.execute("DELETE FROM request_marks")
+
+    requests.subscription = Subscription(REQUESTS, BY_MARKS.kind, forget_marks)
+    log, sent = Log(), list[Written]()
+    producer = await Producer.open(requests.kafka)
+    async with requests.consumer(), requests.consumer(group="other"):
+        for _ in range(40):
+            records = traffic(log, 25)
+            sent += records
+            await requests.ship(records, producer)
+        await requests.has_taken(identities(sent))
+    await producer.abandon()
+
+
+async def ends(at: Bench) -> dict[int, int]:
+    """By partition that has records, where it ends."""
+    found = await at.ends()
+    return {partition.partition: end for partition, end in found.items() if end}
