@@ -1,0 +1,9 @@
+"""`python -m services.edge`: the edge's parent; with a role, one of its children."""
+
+from __future__ import annotations
+
+import sys
+
+from services.edge.main import main
+
+main(sys.argv[1:])

@@ -1,0 +1,53 @@
+"""Entry point of the edge's processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from services.edge import parent, serve
+from services.edge.settings import EdgeSettings
+from shared.process import die_with_parent, run, until_signalled
+from shared.settings import load
+from shared.telemetry import configure_logging
+
+EX_USAGE = 64  # sysexits.h
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the parent (no argument), the serving process (`serve`) or the agent (`agent`)."""
+    if arguments not in ([], ["serve"], ["agent"]):
+        sys.stderr.write("usage: python -m services.edge [serve|agent]\n")
+        raise SystemExit(EX_USAGE)
+    settings = load(EdgeSettings)
+    role = arguments[0] if arguments else "parent"
+    configure_logging(settings.log_level, service="edge", role=role)
+    if role == "parent":
+        run(parent.run(settings))
+        return
+    _stay_with(settings.parent)
+    run(until_signalled(lambda stop: serve.run(settings, stop)) if role == "serve" else _agent(settings))
+
+
+def _stay_with(parent_id: int | None) -> None:
+    if parent_id is None:
+        return
+    die_with_parent()
+    if os.getppid() != parent_id:
+        # It ended before we asked to be told.
+        raise SystemExit(0)
+
+
+async def _agent(settings: EdgeSettings) -> None:
+    # Imported here: a serving process must not even load a client of Kafka.
+    from services.edge import agent  # noqa: PLC0415
+
+    async def part(stop: asyncio.Event) -> None:
+        running = asyncio.ensure_future(agent.run(settings))
+        stopping = asyncio.ensure_future(stop.wait())
+        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=not running.done())
+
+    await until_signalled(part)
