@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -153,12 +153,28 @@ class Producer:
             raise
         return self
 
-    async def transaction(self, messages: Sequence[Message]) -> dict[Partition, int]:
-        """Writes all or nothing; returns, by partition, the offset after its last message."""
-        async with _guarded("transaction", _TRANSACTION_MS / 1000), self._client.transaction():
+    async def transaction(
+        self, messages: Sequence[Message], held: Mapping[Partition, int] | None = None
+    ) -> dict[Partition, int]:
+        """Writes all or nothing; returns, by partition, the offset after its last message.
+
+        Commits nothing when a partition ends before the offset that `held` has for it: it lost its tail, or was made
+        anew, and what it lost has to come first. After any error the transaction stays open until the next producer
+        of the transactional id, or the broker's time limit, ends it: an abort could wait for as long as Kafka is away.
+        """
+        first: dict[Partition, int] = {}
+        ends: dict[Partition, int] = {}
+        async with _guarded("transaction", _TRANSACTION_MS / 1000):
+            await self._client.begin_transaction()
             sent = [await self._client.send(p.topic, value, key, partition=p.partition) for p, key, value in messages]
-            done = await asyncio.gather(*sent)
-        return {Partition(at.topic, at.partition): at.offset + 1 for at in done}
+            for at in await asyncio.gather(*sent):
+                partition = Partition(at.topic, at.partition)
+                first.setdefault(partition, at.offset)
+                ends[partition] = at.offset + 1
+            if short := [str(p) for p, offset in first.items() if offset < (held or {}).get(p, 0)]:
+                raise KafkaUnavailable(f"shorter than before: {', '.join(short)}")
+            await self._client.commit_transaction()
+        return ends
 
     def batch(self) -> BatchBuilder:
         """An empty batch: `append(timestamp=ms, key=, value=, headers=)` gives None when it is full."""
