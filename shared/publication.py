@@ -119,12 +119,3 @@ class Messages:
         )
         assert self._what.states_topic is not None
         return Message(Partition(self._what.states_topic.name, number), key.encode(), event.encode())
-
-
-class _Placed(msgspec.Struct):
-    position: int = 0
-
-
-def position_of(value: bytes) -> int:
-    """The log's position that a record tells of; 0 for a state, which tells of none."""
-    return msgspec.json.decode(value, type=_Placed).position

@@ -15,12 +15,12 @@ from contextlib import asynccontextmanager, suppress
 import structlog
 from prometheus_client import Counter as Metric
 from prometheus_client import Gauge
-from psycopg.types.json import Jsonb
 
+from shared.checkpoint import Checkpoint, Survey, contradiction, survey
 from shared.eventstore import CHANNEL, StoredEvent, read_log
-from shared.kafka import KafkaUnavailable, Message, Partition, Producer, Reader, cluster_id, ensure_topics
+from shared.kafka import KafkaUnavailable, Message, Producer, cluster_id, ensure_topics
 from shared.postgres import AWAY, Connection, connect
-from shared.publication import Messages, Publication, position_of
+from shared.publication import Messages, Publication
 from shared.settings import Base
 from shared.telemetry import Check
 
@@ -44,9 +44,8 @@ class Relay:
         self._what = publication
         self._check = Check(False, "starting")
         self._make = Messages(publication, settings.partitions, epoch=0)
-        self._position = 0
+        self._checkpoint = Checkpoint(0, "", {})
         self._streams: Counter[int] = Counter()
-        self._offsets: dict[Partition, int] = {}
 
     def checks(self) -> dict[str, Callable[[], Check]]:
         """For readiness: that this relay leads, or stands by for the one that does."""
@@ -95,24 +94,16 @@ class Relay:
     async def _reconcile(self, connection: Connection, producer: Producer) -> bool:
         """Compares the topics with the checkpoint: sends again what Kafka lost; False when Kafka holds more than the log."""
         head = await self._read_head(connection)
-        mark = await (await connection.execute("SELECT position, cluster, offsets FROM relay")).fetchone()
-        assert mark is not None
-        cluster = await cluster_id(self._settings.kafka)
-        anew = mark["cluster"] not in (None, cluster)
-        self._position = mark["position"]
-        self._offsets = {} if anew else {_parse(name): offset for name, offset in mark["offsets"].items()}
-        seen, lost = await self._survey(anew)
-        if (highest := max(seen.values(), default=0)) > head:
-            why = f"Kafka holds position {highest}, the log ends at {head}"
+        self._checkpoint = await Checkpoint.load(connection, await cluster_id(self._settings.kafka))
+        found = await survey(self._settings.kafka, self._what.topics, self._checkpoint)
+        if why := await contradiction(connection, self._what.topic, found, head):
             _log.error("repair needed", reason=why)
             self._check = Check(False, f"repair needed: {why}")
             await connection.execute("UPDATE log_head SET repair_needed = %s", [why])
             return False
-        await connection.execute("UPDATE relay SET cluster = %s", [cluster])
         self._streams = Counter(map(self._make.number, await self._known(connection)))
-        if lost:
-            _log.warning("publishing again what Kafka has lost", partitions=[str(partition) for partition in lost])
-            await self._republish(connection, producer, lost, seen)
+        if found.lost:
+            await self._fill_again(connection, producer, found)
         return True
 
     async def _read_head(self, connection: Connection) -> int:
@@ -122,60 +113,49 @@ class Relay:
         _head.set(head["position"])
         return int(head["position"])
 
-    async def _survey(self, anew: bool) -> tuple[dict[Partition, int], set[Partition]]:
-        """By partition the highest position read after the checkpoint, and the partitions that end before it."""
-        reader = await Reader.open(self._settings.kafka, [topic.name for topic in self._what.topics])
-        try:
-            bounds = await reader.bounds(reader.assignment())
-            lost = {p for p, (_, end) in bounds.items() if end < self._offsets.get(p, 0)}
-            lost |= set(bounds) if anew else set()
-            for partition, (begin, _) in bounds.items():
-                reader.seek(partition, begin if partition in lost else max(begin, self._offsets.get(partition, 0)))
-            seen = dict.fromkeys(bounds, 0)
-            ends = {partition: end for partition, (_, end) in bounds.items()}
-            while any([await reader.position(partition) < end for partition, end in ends.items()]):
-                for partition, records in (await reader.fetch(timeout_ms=200)).items():
-                    positions = [position_of(record.value) for record in records if record.value is not None]
-                    seen[partition] = max([seen[partition], *positions])
-            return seen, lost
-        finally:
-            await reader.close()
+    async def _fill_again(self, connection: Connection, producer: Producer, found: Survey) -> None:
+        """Publishes up to the checkpoint what partitions that are not whole don't hold; they count as whole only then."""
+        position = self._checkpoint.position
+        if position:
+            _log.warning("publishing again what Kafka lacks", partitions=sorted(map(str, found.lost)))
+        whole = {p: offset for p, offset in self._checkpoint.offsets.items() if p not in found.lost}
+        self._checkpoint = await self._checkpoint.moved(connection, position, whole)
+        ends = dict(found.ends)
+        async for messages in self._lacking(connection, found):
+            if messages:
+                ends |= await producer.transaction(messages, ends)
+        self._checkpoint = await self._checkpoint.moved(connection, position, ends)
 
-    async def _republish(
-        self, connection: Connection, producer: Producer, lost: set[Partition], seen: dict[Partition, int]
-    ) -> None:
-        topic = self._what.topic.name
-        after = min(seen[partition] for partition in lost)
-        while after < self._position:
-            events = [e for e in await read_log(connection, after, _BATCH) if e.position <= self._position]
+    async def _lacking(self, connection: Connection, found: Survey) -> AsyncIterator[list[Message]]:
+        """Batches for `_fill_again`; heartbeats come last, since they say that a partition is complete."""
+        position = self._checkpoint.position
+        after = min(found.position(partition) for partition in found.lost)
+        while after < position:
+            events = await read_log(connection, after, min(_BATCH, position - after))
             after = events[-1].position
-            again = [(self._make.event(event), event.position) for event in events]
-            messages = [m for m, position in again if m.partition in lost and position > seen[m.partition]]
-            await self._transact(connection, producer, messages, self._position)
-        if self._what.states_topic is None:
-            return
-        gone = {p.partition for p in lost if p.topic != topic}
-        streams = [stream for stream in await self._known(connection) if self._make.number(stream) in gone]
+            messages = [(event.position, self._make.event(event)) for event in events]
+            yield [m for at, m in messages if m.partition in found.lost and at > found.position(m.partition)]
+        numbers = {p.partition for p in found.lost if p.topic != self._what.topic.name}
+        streams = [stream for stream in await self._known(connection) if self._make.number(stream) in numbers]
         for at in range(0, len(streams), _BATCH):
-            messages = await self._states(connection, streams[at : at + _BATCH])
-            await self._transact(connection, producer, messages, self._position)
-        await self._transact(connection, producer, self._beats(gone, self._position), self._position)
+            yield await self._states(connection, streams[at : at + _BATCH])
+        yield self._beats(numbers, position)
 
     async def _publish(self, connection: Connection, producer: Producer, stop: asyncio.Event) -> None:
         await connection.execute(f"LISTEN {CHANNEL}")
         clock = asyncio.get_running_loop().time
         beat_due = clock()
         while not stop.is_set():
-            events = await read_log(connection, self._position, _BATCH)
+            events = await read_log(connection, self._checkpoint.position, _BATCH)
             if events:
                 await self._transact(connection, producer, await self._batch(connection, events), events[-1].position)
                 _published.inc(len(events))
             if clock() >= beat_due:
                 beat_due = clock() + _BEAT
-                everywhere = self._beats(range(self._settings.partitions), self._position)
-                await self._transact(connection, producer, everywhere, self._position)
+                everywhere = self._beats(range(self._settings.partitions), self._checkpoint.position)
+                await self._transact(connection, producer, everywhere, self._checkpoint.position)
                 await self._read_head(connection)
-            self._check = Check(True, f"leading, position {self._position}")
+            self._check = Check(True, f"leading, position {self._checkpoint.position}")
             if not events:
                 async for _ in connection.notifies(timeout=max(0.0, beat_due - clock()), stop_after=1):
                     pass
@@ -196,23 +176,15 @@ class Relay:
         """One Kafka transaction, then the checkpoint. A crash between the two sends it again; readers drop that by version."""
         if not messages:
             return
-        offsets = await producer.transaction(messages)
-        for partition, offset in offsets.items():
-            if offset <= self._offsets.get(partition, 0):
-                raise KafkaUnavailable(f"{partition.topic}/{partition.partition} is shorter than it was")
-        self._offsets |= offsets
-        saved = await connection.execute(
-            "UPDATE relay SET position = %s, offsets = %s WHERE position = %s",
-            [position, Jsonb({f"{p.topic}/{p.partition}": at for p, at in self._offsets.items()}), self._position],
-        )
-        if saved.rowcount != 1:
-            raise KafkaUnavailable("the checkpoint was moved by another relay")
-        self._position = position
+        offsets = await producer.transaction(messages, self._checkpoint.offsets)
+        self._checkpoint = await self._checkpoint.moved(connection, position, {**self._checkpoint.offsets, **offsets})
         _position.set(position)
 
     async def _known(self, connection: Connection) -> list[str]:
         query = "SELECT stream FROM events WHERE version = 1 AND position <= %s"
-        return [row["stream"] for row in await (await connection.execute(query, [self._position])).fetchall()]
+        return [
+            row["stream"] for row in await (await connection.execute(query, [self._checkpoint.position])).fetchall()
+        ]
 
     async def _states(self, connection: Connection, streams: Sequence[str]) -> list[Message]:
         states = await self._what.states_of(connection, streams) if self._what.states_of else []
@@ -222,11 +194,6 @@ class Relay:
         if self._what.states_topic is None:
             return []
         return [self._make.beat(number, position, self._streams[number]) for number in numbers]
-
-
-def _parse(name: str) -> Partition:
-    topic, number = name.rsplit("/", 1)
-    return Partition(topic, int(number))
 
 
 @asynccontextmanager

@@ -1,0 +1,400 @@
+"""The relay between real PostgreSQL and Kafka: killed, stopped, and with either of them losing what it had."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.errors import Conflict, Unavailable
+from shared.events.topics import Topic
+from shared.kafka import Fenced, Message, Partition, Producer, Reader, ensure_topics
+from shared.postgres import Pool, connect
+from shared.relay import Relay
+from shared.settings import Base
+from tests.support.eventlog import add, event_log, rows
+from tests.support.eventually import eventually
+from tests.support.relayed import (
+    EVENTS,
+    PARTITIONS,
+    PUBLICATION,
+    STATES,
+    RelayProcess,
+    assert_events_are_the_log,
+    assert_states_are_the_table,
+    published,
+)
+from tests.support.stack import Servers
+from tests.support.topics import adelete_topics, decoded, ends_of, read_topic
+
+pytestmark = pytest.mark.anyio
+
+Start = Callable[[], RelayProcess]
+
+
+@pytest.fixture
+async def pool(database: str) -> AsyncIterator[Pool]:
+    async with event_log(database) as pool:
+        yield pool
+
+
+@pytest.fixture
+def start(database: str, kafka: str, tmp_path: Path) -> Iterator[Start]:
+    """Starts relays, which all end with the test."""
+    started: list[RelayProcess] = []
+
+    def start() -> RelayProcess:
+        started.append(RelayProcess(database, kafka, tmp_path / f"relay-{len(started)}.log"))
+        return started[-1]
+
+    yield start
+    for relay in started:
+        relay.kill()
+
+
+def _settings(kafka: str) -> Base:
+    return Base(kafka=kafka, partitions=PARTITIONS)
+
+
+@asynccontextmanager
+async def _relay(database: str, kafka: str) -> AsyncIterator[Relay]:
+    """A relay in this process."""
+    relay, stop = Relay(_settings(kafka), database, PUBLICATION), asyncio.Event()
+    running = asyncio.ensure_future(relay.run(stop))
+    try:
+        yield relay
+    finally:
+        stop.set()
+        await asyncio.wait_for(running, 20)
+
+
+async def _quiet(pool: Pool, kafka: str) -> None:
+    """Returns when all is published and every partition's last heartbeat says so."""
+    await eventually(lambda: published(pool), 60)
+    head = (await rows(pool, "SELECT position FROM log_head"))[0]["position"]
+
+    async def beaten() -> bool:
+        topic = await read_topic(kafka, STATES.name)
+        return all(decoded(records)[-1]["data"].get("position") == head for records in topic.values())
+
+    await eventually(beaten, 60, 0.2)
+
+
+async def _assert_whole(pool: Pool, kafka: str) -> None:
+    await _quiet(pool, kafka)
+    await assert_events_are_the_log(pool, kafka)
+    await assert_states_are_the_table(pool, kafka)
+
+
+@asynccontextmanager
+async def _appending(pool: Pool, streams: int = 12) -> AsyncIterator[None]:
+    """Commands without a pause, on streams that keep coming."""
+    done = asyncio.Event()
+
+    async def append(who: int) -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            try:
+                await add(pool, f"a-{who}-{number // 20}", *range(1, 1 + number % 3 + 1))
+            except (Conflict, Unavailable):
+                continue
+
+    tasks = [asyncio.ensure_future(append(who)) for who in range(streams)]
+    try:
+        yield
+    finally:
+        done.set()
+        await asyncio.gather(*tasks)
+
+
+async def test_everything_is_published_in_order(pool: Pool, database: str, kafka: str) -> None:
+    async with _relay(database, kafka) as relay:
+        for number in range(50):
+            await add(pool, f"a-{number % 7}", number, 1)
+        await _assert_whole(pool, kafka)
+        assert relay.checks()["relay"]().ready
+
+
+async def test_an_event_says_where_it_comes_from(pool: Pool, database: str, kafka: str) -> None:
+    async with _relay(database, kafka):
+        await add(pool, "a-1", 5)
+        await _quiet(pool, kafka)
+    log = (await rows(pool, "SELECT event_id, recorded_at FROM events"))[0]
+    (event,) = [each for records in (await read_topic(kafka, EVENTS.name)).values() for each in decoded(records)]
+    assert event == {
+        "specversion": "1.0",
+        "id": str(log["event_id"]),
+        "source": "keyledger/counters",
+        "type": "counter.added",
+        "time": log["recorded_at"].isoformat().replace("+00:00", "Z"),
+        "subject": "a-1",
+        "datacontenttype": "application/json",
+        "schemaversion": 1,
+        "epoch": 1,
+        "position": 1,
+        "streamversion": 1,
+        "actor": "test",
+        "requestid": "r-1",
+        "data": {"amount": 5},
+    }
+
+
+async def test_a_relay_killed_at_any_instant_loses_and_reorders_nothing(pool: Pool, kafka: str, start: Start) -> None:
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    relay = start()
+    async with _appending(pool):
+        for _ in range(8):
+            before = (await rows(pool, "SELECT position FROM relay"))[0]["position"]
+            await eventually(lambda before=before: _passed(pool, before))
+            await asyncio.sleep(chance.random() * 0.5)
+            relay.kill()
+            relay = start()
+    await _assert_whole(pool, kafka)
+
+
+async def _passed(pool: Pool, before: int) -> bool:
+    return int((await rows(pool, "SELECT position FROM relay"))[0]["position"]) > before
+
+
+async def test_of_two_relays_one_leads_and_the_other_follows_it(pool: Pool, kafka: str, start: Start) -> None:
+    first = start()
+    await eventually(lambda: _leads(pool))
+    second = start()
+    await add(pool, "a-1", 1)
+    await eventually(lambda: published(pool))
+    first.kill()
+    await add(pool, "a-1", 1)
+    await eventually(lambda: published(pool), 15)
+    assert second.alive()
+    await _assert_whole(pool, kafka)
+
+
+async def _leads(pool: Pool) -> bool:
+    return bool(await rows(pool, "SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted"))
+
+
+async def test_a_stopped_relay_is_succeeded_and_writes_nothing_when_it_wakes(
+    pool: Pool, kafka: str, start: Start, tmp_path: Path
+) -> None:
+    zombie = start()
+    async with _appending(pool, streams=4):
+        await eventually(lambda: _passed(pool, 0))
+        zombie.send(signal.SIGSTOP)
+        stopped_at = asyncio.get_running_loop().time()
+        start()
+        held = (await rows(pool, "SELECT position FROM relay"))[0]["position"]
+        await eventually(lambda: _passed(pool, held), 20)
+        took = asyncio.get_running_loop().time() - stopped_at
+        zombie.send(signal.SIGCONT)
+        await eventually(lambda: "relay interrupted" in (tmp_path / "relay-0.log").read_text())
+    assert took < 8
+    assert zombie.alive()
+    await _assert_whole(pool, kafka)
+
+
+async def test_what_a_fenced_producer_holds_is_never_read(kafka: str) -> None:
+    topic = Topic("fenced")
+    await ensure_topics(_settings(kafka), [topic])
+    message = Message(Partition("fenced", 0), b"key", b"{}")
+    old = await Producer.open(kafka, "keyledger/fenced")
+    new = await Producer.open(kafka, "keyledger/fenced")
+    try:
+        with pytest.raises(Fenced):
+            await old.transaction([message])
+        assert await new.transaction([message]) == {Partition("fenced", 0): 1}
+    finally:
+        await old.abandon()
+        await new.abandon()
+    assert len((await read_topic(kafka, "fenced"))[0]) == 1
+
+
+@pytest.mark.parametrize("topics", [[EVENTS.name], [STATES.name], [EVENTS.name, STATES.name]], ids="+".join)
+async def test_a_topic_that_was_emptied_is_filled_again(
+    pool: Pool, database: str, kafka: str, topics: list[str]
+) -> None:
+    async with _relay(database, kafka):
+        for number in range(40):
+            await add(pool, f"a-{number % 9}", *range(20))
+        await _quiet(pool, kafka)
+        await adelete_topics(kafka, topics)
+        await add(pool, "a-1", 1)
+        await _assert_whole(pool, kafka)
+
+
+async def test_a_topic_that_was_emptied_while_no_relay_ran_is_filled_again(
+    pool: Pool, database: str, kafka: str
+) -> None:
+    async with _relay(database, kafka):
+        for number in range(40):
+            await add(pool, f"a-{number % 9}", *range(20))
+        await _quiet(pool, kafka)
+    await adelete_topics(kafka)
+    await add(pool, "a-1", 1)
+    async with _relay(database, kafka):
+        await _assert_whole(pool, kafka)
+
+
+async def test_a_relay_killed_while_it_fills_a_topic_again_begins_that_again(
+    pool: Pool, kafka: str, start: Start
+) -> None:
+    relay = start()
+    for number in range(30):
+        await add(pool, f"a-{number}", *range(150))
+    await _quiet(pool, kafka)
+    relay.kill()
+    await adelete_topics(kafka)
+    for _ in range(3):
+        relay = start()
+        await eventually(lambda: _has_records(kafka), interval=0.001)
+        relay.kill()
+    start()
+    await _assert_whole(pool, kafka)
+
+
+async def _has_records(kafka: str) -> bool:
+    return any((await ends_of(kafka, EVENTS.name)).values())
+
+
+async def _checkpoint(pool: Pool) -> dict[str, Any]:
+    return (await rows(pool, "SELECT position, cluster, offsets FROM relay"))[0]
+
+
+async def _restore(database: str, position: int, checkpoint: dict[str, Any]) -> None:
+    """Makes the database what a backup of then would be."""
+    async with await connect(database) as connection:
+        await connection.execute("ALTER TABLE events DISABLE TRIGGER USER")
+        await connection.execute("DELETE FROM events WHERE position > %s", [position])
+        await connection.execute("UPDATE log_head SET position = %s", [position])
+        await connection.execute("TRUNCATE counters")
+        await connection.execute(
+            "INSERT INTO counters SELECT stream, max(version), sum((data->>'amount')::int) FROM events GROUP BY stream"
+        )
+        await connection.execute("ALTER TABLE events ENABLE TRIGGER USER")
+        await connection.execute(
+            "UPDATE relay SET position = %s, offsets = %s::jsonb",
+            [checkpoint["position"], json.dumps(checkpoint["offsets"])],
+        )
+
+
+async def _published_then_restored(pool: Pool, database: str, kafka: str) -> None:
+    """Publishes 30 events and restores the database of the first ten."""
+    async with _relay(database, kafka):
+        for number in range(10):
+            await add(pool, f"a-{number % 3}", 1)
+        await _quiet(pool, kafka)
+        then = await _checkpoint(pool)
+        for number in range(20):
+            await add(pool, f"a-{number % 3}", 1)
+        await _quiet(pool, kafka)
+    await _restore(database, 10, then)
+
+
+async def test_a_topic_ahead_of_a_restored_log_stops_the_relay_and_the_commands(
+    pool: Pool, database: str, kafka: str
+) -> None:
+    await _published_then_restored(pool, database, kafka)
+    ends = await ends_of(kafka, EVENTS.name)
+    async with _relay(database, kafka) as relay:
+        await _repair_needed(pool, relay)
+        assert (await ends_of(kafka, EVENTS.name)) == ends
+
+
+async def test_a_restored_log_that_has_gone_on_is_noticed_too(pool: Pool, database: str, kafka: str) -> None:
+    """Commands came before the relay did: the log is as long as the topic, but it is another log."""
+    await _published_then_restored(pool, database, kafka)
+    for number in range(30):
+        await add(pool, f"a-{number % 3}", 2)
+    async with _relay(database, kafka) as relay:
+        await _repair_needed(pool, relay)
+
+
+async def _repair_needed(pool: Pool, relay: Relay) -> None:
+    await eventually(lambda: "repair" in relay.checks()["relay"]().detail)
+    assert not relay.checks()["relay"]().ready
+    with pytest.raises(Unavailable) as refused:
+        await add(pool, "a-1", 1)
+    assert (refused.value.code, refused.value.headers["Retry-After"]) == ("repair_needed", "60")
+
+
+async def test_the_database_comes_back(servers: Servers, pool: Pool, database: str, kafka: str) -> None:
+    async with _relay(database, kafka) as relay:
+        async with _appending(pool, streams=3):
+            await eventually(lambda: _passed(pool, 20))
+            await _crash(servers, "postgres")
+            before = await eventually(lambda: _position(pool))
+            await eventually(lambda: _passed(pool, before + 20))
+        await _assert_whole(pool, kafka)
+        assert relay.checks()["relay"]().ready
+
+
+async def test_kafka_comes_back(servers: Servers, pool: Pool, database: str, kafka: str) -> None:
+    async with _relay(database, kafka):
+        async with _appending(pool, streams=3):
+            await eventually(lambda: _passed(pool, 20))
+            before = await _position(pool)
+            await _crash(servers, "kafka")
+            await eventually(lambda: _passed(pool, before + 20), 60)
+        await _assert_whole(pool, kafka)
+
+
+async def _position(pool: Pool) -> int:
+    return int((await rows(pool, "SELECT position FROM relay"))[0]["position"])
+
+
+async def _crash(servers: Servers, name: str) -> None:
+    """SIGKILL; returns when the server is ready again."""
+    before = servers.pid(name)
+    os.kill(before, signal.SIGKILL)
+    await eventually(lambda: _ready_again(servers, name, before), 60)
+
+
+def _ready_again(servers: Servers, name: str, before: int) -> bool:
+    row = next(row for row in servers.status()["processes"] if row["name"] == name)
+    return bool(row["ready"] and row["pid"] != before)
+
+
+async def test_what_is_appended_is_visible_at_once(
+    pool: Pool, database: str, kafka: str, record_property: Callable[[str, object], None]
+) -> None:
+    """Latency from the commit of a command to its event's arrival in a consumer; the figure is for the record."""
+    loop = asyncio.get_running_loop()
+    async with _relay(database, kafka):
+        await add(pool, "a-0", 1)
+        await _quiet(pool, kafka)
+        reader = await Reader.open(kafka, [EVENTS.name])
+        for partition, (_, end) in (await reader.bounds(reader.assignment())).items():
+            reader.seek(partition, end)
+        arrived: dict[int, float] = {}
+        done = asyncio.Event()
+
+        async def read() -> None:
+            while not done.is_set():
+                for records in (await reader.fetch(timeout_ms=200)).values():
+                    for event in decoded(records):
+                        arrived[event["position"]] = loop.time()
+
+        reading = asyncio.ensure_future(read())
+        committed: dict[int, float] = {}
+        for number in range(300):
+            handled = await add(pool, f"a-{number % 5}", 1)
+            assert handled.position is not None
+            committed[handled.position] = loop.time()
+            await asyncio.sleep(0.01 * random.random())
+        await eventually(lambda: len(arrived) == 300)
+        done.set()
+        await reading
+        await reader.close()
+    took = sorted(arrived[position] - committed[position] for position in committed)
+    record_property("p50_ms", round(took[150] * 1000, 1))
+    record_property("p99_ms", round(took[297] * 1000, 1))
+    assert took[150] < 0.1
