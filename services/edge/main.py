@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 
@@ -43,11 +42,4 @@ async def _agent(settings: EdgeSettings) -> None:
     # Imported here: a serving process must not even load a client of Kafka.
     from services.edge import agent  # noqa: PLC0415
 
-    async def part(stop: asyncio.Event) -> None:
-        running = asyncio.ensure_future(agent.run(settings))
-        stopping = asyncio.ensure_future(stop.wait())
-        await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=not running.done())
-
-    await until_signalled(part)
+    await until_signalled(lambda stop: agent.run(settings, stop))

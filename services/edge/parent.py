@@ -89,7 +89,7 @@ async def run(settings: EdgeSettings) -> None:
         listening.close()
         # The agent last: it ships what the serving process wrote in the end.
         await _end(serving, keepers["serve"], settings.drain_seconds + _KILL_SECONDS)
-        await _end(agent, keepers["agent"], _KILL_SECONDS)
+        await _end(agent, keepers["agent"], 2 * _KILL_SECONDS)
         for poller in pollers:
             poller.cancel()
     os.close(lock)

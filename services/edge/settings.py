@@ -54,6 +54,12 @@ class EdgeSettings(Base):
     )
     stale_seconds: float = Field(default=5, gt=0, description="Without a heartbeat for so long the replica is stale.")
     strict_seconds: float = Field(default=60, gt=0, description="In strict mode all is refused when so long stale.")
+    alone_seconds: float = Field(
+        default=3, gt=0, description="At the start, Kafka is waited for so long before the replica serves as it was."
+    )
+    keep_seconds: float = Field(
+        default=60, ge=0, description="Request log segments are kept for so long after the usage service has them."
+    )
     log_client_address: bool = Field(default=True, description="Whether request events carry the client's address.")
     sync_interval: float = Field(
         default=0.05, ge=0, description="Seconds between syncs of the request log to disk; 0 syncs before each answer."
