@@ -5,6 +5,7 @@ A key is active, inactive (deactivated, can be reactivated), revoked (final, sta
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -27,6 +28,7 @@ from shared.events.keys import (
     OwnerStatus,
     OwnerSuspended,
 )
+from shared.events.requests import KeyUsage
 
 ADMIN = "admin"
 DEFAULT_LIMITS = Limits()
@@ -203,6 +205,16 @@ def apply_owner(owner: Owner | None, event: EventData, _private: dict[str, Any] 
         case OwnerResumed():
             return replace(owner, status="active")
     return owner
+
+
+def newest(totals: Iterable[tuple[int, KeyUsage]]) -> list[tuple[int, KeyUsage]]:
+    """Of each key's (epoch, totals) the newest, by key id: of the later epoch, or with the greater count."""
+    found: dict[int, tuple[int, KeyUsage]] = {}
+    for epoch, total in totals:
+        held = found.get(total.key_id)
+        if held is None or (epoch, total.usage_count) > (held[0], held[1].usage_count):
+            found[total.key_id] = (epoch, total)
+    return [found[key_id] for key_id in sorted(found)]
 
 
 def _hash(private: dict[str, Any] | None) -> tuple[Hash, ...]:

@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 from services.keys.domain import Key, Owner, apply_key, apply_owner
 from shared.errors import NotFound
 from shared.events.keys import EVENTS, KeyState, OwnerState
+from shared.events.requests import KeyUsage
 from shared.eventstore import Stream, registry
 from shared.postgres import Connection
 from shared.publication import State
@@ -75,15 +76,20 @@ async def states_of(connection: Connection, streams: Sequence[str]) -> list[Stat
     ]
 
 
-async def save_usage(connection: Connection, counts: Sequence[tuple[int, int, int, datetime | None]]) -> None:
-    """Takes (key id, epoch, usage_count, last_used) where it is newer: of a later epoch or a greater count."""
+async def save_usage(connection: Connection, totals: Sequence[tuple[int, KeyUsage]]) -> None:
+    """Takes the (epoch, totals) that are newer than what is held; each key at most once."""
     await connection.execute(
         "INSERT INTO key_usage (key_id, epoch, usage_count, last_used)"
         " SELECT * FROM unnest(%s::bigint[], %s::integer[], %s::bigint[], %s::timestamptz[])"
         " ON CONFLICT (key_id) DO UPDATE SET epoch = excluded.epoch, usage_count = excluded.usage_count,"
         " last_used = excluded.last_used"
         " WHERE (excluded.epoch, excluded.usage_count) > (key_usage.epoch, key_usage.usage_count)",
-        [list(column) for column in zip(*counts, strict=True)],
+        [
+            [total.key_id for _, total in totals],
+            [epoch for epoch, _ in totals],
+            [total.usage_count for _, total in totals],
+            [total.last_used for _, total in totals],
+        ],
     )
 
 

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
-from services.keys import store
-from shared.events.topics import KEY_EVENTS, KEY_STATES
+from collections.abc import Sequence
+
+from services.keys import domain, store
+from services.keys.settings import Settings
+from shared.consumer import Consumer, Kind, Subscription
+from shared.events.requests import KeyUsage
+from shared.events.topics import KEY_EVENTS, KEY_STATES, KEY_USAGE
+from shared.intake import Event
+from shared.postgres import Connection, Pool
 from shared.publication import Publication
 
 PUBLICATION = Publication("keyledger/keys", KEY_EVENTS, KEY_STATES, store.states_of)
+
+
+def usage_consumer(settings: Settings, pool: Pool) -> Consumer:
+    """The consumer of the totals that lists show."""
+    return Consumer(settings.kafka, pool, "keys", [Subscription(KEY_USAGE, Kind.LATEST, store_usage)])
+
+
+async def store_usage(connection: Connection, events: Sequence[Event]) -> None:
+    """Keeps the newest totals of each key."""
+    newest = domain.newest((event.epoch or 1, KeyUsage.model_validate(event.data)) for event in events)
+    await store.save_usage(connection, newest)
