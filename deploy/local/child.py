@@ -46,9 +46,10 @@ def _keep_only(capability: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Change the user, bind the own life to the parent's, and exec the command. Does not return."""
+    """Found a process group, change the user, bind the own life to the parent's, and exec the command. Does not return."""
     parent, signal, uid, gid, capability = (int(each) for each in arguments[:5])
     command = arguments[5:]
+    os.setpgid(0, 0)
     if uid >= 0:
         _become(uid, gid, capability)
     _must(_libc.prctl(_PR_SET_PDEATHSIG, signal, 0, 0, 0))

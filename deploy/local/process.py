@@ -48,6 +48,7 @@ class Process:
         self._stopping = asyncio.Event()
         self._exit_code: int | None = None
         self._life = asyncio.create_task(self._live(), name=spec.name)
+        self._life.add_done_callback(lambda _: changed())
 
     @property
     def pid(self) -> int | None:
@@ -57,6 +58,8 @@ class Process:
     @property
     def hopeless(self) -> bool:
         """Whether it was never ready and there is no reason to think that it will be."""
+        if self._life.done():
+            return True
         return not self.ever_ready and (self._exit_code == EX_CONFIG or self.restarts >= GIVE_UP_AFTER)
 
     async def stop(self) -> None:
@@ -68,13 +71,14 @@ class Process:
         if not done:
             self._report(f"{self.spec.name} did not end within {self.spec.stop_seconds:g} s: killed")
             self.kill()
-        await self._life
+        await asyncio.wait([self._life])
 
     def kill(self) -> None:
         """Kill its process group now; it is started again, unless it is being stopped."""
         if self._child:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._child.pid, signal.SIGKILL)
+            for send in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError):
+                    send(self._child.pid, signal.SIGKILL)
 
     async def _live(self) -> None:
         delay = FIRST_DELAY
@@ -92,9 +96,14 @@ class Process:
             delay = min(2 * delay, LONGEST_DELAY)
 
     async def _run_once(self) -> None:
-        if self.spec.before:
-            await self.spec.before()
-        self._child = child = await start(self.spec, self.log)
+        try:
+            if self.spec.before:
+                await self.spec.before()
+            self._child = child = await start(self.spec, self.log)
+        except OSError as error:
+            self.restarts += 1
+            self._set(False, str(error))
+            return
         self._set(False, "starting")
         if self._stopping.is_set():
             _send(child.pid, self.spec.stop)

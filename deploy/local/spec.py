@@ -36,7 +36,7 @@ class Spec:
 
 
 async def start(spec: Spec, log: Path) -> Process:
-    """Start the command in a process group of its own, with its output appended to the log.
+    """Start the command with its output appended to the log, in a process group of its own: Ctrl-C is the supervisor's.
 
     Must be called in a thread that lives as long as the process should: the kernel ends it with that thread.
     """
@@ -50,7 +50,6 @@ async def start(spec: Spec, log: Path) -> Process:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            process_group=0,
         )
 
 

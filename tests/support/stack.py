@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -192,9 +191,12 @@ def local_servers(path: Path) -> Iterator[Servers]:
         process.wait(timeout=60)
 
 
-def remove(path: Path) -> None:
-    """Delete a directory of servers that ended."""
-    shutil.rmtree(path, ignore_errors=True)
+def is_alive(pid: int) -> bool:
+    """Whether the process runs: one that ended, but that nobody waited for, does not."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def _is_ready(directory: Directory, process: subprocess.Popen[bytes], log: Path) -> bool:
