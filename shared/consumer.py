@@ -33,6 +33,7 @@ __all__ = ["Consumer", "Kind", "Subscription"]
 _BATCH = 5000
 _TURN_MS = 250
 _PATIENCE = 30.0
+_MEASURE_EVERY = 1.0
 _HINT_EVERY = 5.0
 _LOOK_EVERY = 10.0
 _GAP_ALARM = 60.0
@@ -76,7 +77,7 @@ class Consumer:
         self._holes: dict[Partition, int] = {}
         self._generation = 0
         self._problem = "starting"
-        self._progress = self._hinted = self._looked = time.monotonic()
+        self._progress = self._measured = self._hinted = self._looked = time.monotonic()
 
     def checks(self) -> dict[str, Callable[[], Check]]:
         """For readiness: that it reads, and that no partition is stopped."""
@@ -272,12 +273,15 @@ class Consumer:
 
     async def _observe(self, reader: Reader) -> None:
         now = time.monotonic()
-        _stopped.set(len(self._halted))
-        if now - self._hinted > _HINT_EVERY:
+        if now - self._measured > _MEASURE_EVERY:
+            self._measured = now
+            _stopped.set(len(self._halted))
+            for partition in [*self._ready, *self._halted]:
+                with suppress(KafkaUnavailable):  # no longer assigned
+                    _lag.labels(*partition).set(max(0, reader.end(partition) - await reader.position(partition)))
+        if self._ready and now - self._hinted > _HINT_EVERY:
             self._hinted = now
             await reader.commit(dict(self._ready))
-            for partition in self._ready:
-                _lag.labels(*partition).set(reader.end(partition) - await reader.position(partition))
         if now - self._looked > _LOOK_EVERY:
             self._looked = now
             async with self._pool.connection() as connection:
