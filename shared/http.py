@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import Histogram
 from pydantic import AfterValidator, BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.errors import BadRequest, Invalid, PermissionMissing, Problem, Unauthenticated
@@ -159,7 +160,7 @@ def bigint(text: str) -> int | None:
 
 def create_app(name: str, identity_keys: Path | None) -> FastAPI:
     """A service's application: every error becomes a problem, every request one log line."""
-    app = FastAPI(title=f"Keyledger {name}", docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+    app = FastAPI(title=f"Keyledger {name}", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.identity_keys = load_public_keys(identity_keys) if identity_keys else []
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -211,10 +212,20 @@ _TITLES = {
 
 async def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, Problem):
+        return problem_response(request, error.__cause__)
     code, title = _TITLES.get(error.status_code, ("error", str(error.detail)))
-    problem = Problem(headers=dict(error.headers or {}))
+    headers = {"Allow": _allowed(request)} if error.status_code == 405 else dict(error.headers or {})
+    problem = Problem(headers=headers)
     problem.status, problem.code, problem.title = error.status_code, code, title
     return problem_response(request, problem)
+
+
+def _allowed(request: Request) -> str:
+    """Every method that the path has (RFC 9110, 10.2.1); the framework names those of one route."""
+    paths = request.app.openapi()["paths"].items()
+    matching = [methods for path, methods in paths if compile_path(path)[0].match(request.scope["path"])]
+    return ", ".join(sorted(method.upper() for methods in matching for method in methods))
 
 
 class _Requests:
