@@ -1,0 +1,134 @@
+"""Processes of a service as they run in earnest, each with its log in a file, and their API as a caller behind the edge sees it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg
+
+from tests.support.eventually import eventually_sync
+from tests.support.identity import Signer
+from tests.support.stack import Servers
+from tests.support.topics import delete_topics
+
+REQUEST_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def process(name: str, role: str, environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m services.<name> <role>`, ready, until the context ends: then it must end in order."""
+    internal = free_port()
+    variables = os.environ | dict(environment) | {"KEYLEDGER_INTERNAL_PORT": str(internal)}
+    with log.open("ab") as output:
+        command = (sys.executable, "-m", f"services.{name}", role)
+        running = subprocess.Popen(command, env=variables, stdout=output, stderr=output)
+    try:
+        eventually_sync(lambda: _ready(running, internal, log))
+        yield running
+    finally:
+        running.send_signal(signal.SIGTERM)
+        code = running.wait(timeout=30)
+    assert code in (0, -signal.SIGKILL), log.read_text()
+
+
+def _ready(running: subprocess.Popen[bytes], internal: int, log: Path) -> bool:
+    if running.poll() is not None:
+        raise SystemExit(f"it ended with {running.returncode}: {log.read_text()}")
+    return httpx2.get(f"http://127.0.0.1:{internal}/readyz").status_code == 200
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service with its own database: API and, if it was asked for, worker."""
+
+    url: str
+    database: str
+    kafka: str
+    signer: Signer
+    logs: Path
+
+    def client(self, owner_id: int, key_id: int, *permissions: str) -> httpx2.Client:
+        """A caller, as the edge passes it on."""
+        headers = {
+            "Keyledger-Identity": self.signer.token(owner_id, key_id, *permissions),
+            "X-Request-ID": REQUEST_ID,
+        }
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=20.0)
+
+    def sql(self, statement: str) -> list[tuple[Any, ...]]:
+        """What the database answers to its own role."""
+        with psycopg.connect(self.database, autocommit=True) as connection:
+            found = connection.execute(statement.encode())
+            return found.fetchall() if found.description else []
+
+    def log(self, role: str) -> str:
+        """What the process of this role wrote."""
+        return (self.logs / f"{role}.log").read_text()
+
+
+@contextmanager
+def service(
+    name: str, servers: Servers, directory: Path, *, worker: bool = True, environment: Mapping[str, str] | None = None
+) -> Iterator[Service]:
+    """The service on an empty database and a Kafka without topics."""
+    with ExitStack() as stack:
+        delete_topics(servers.kafka)
+        database = stack.enter_context(servers.fresh_database())
+        signer, port, prefix = Signer(), free_port(), f"KEYLEDGER_{name.upper()}"
+        variables = {
+            "KEYLEDGER_KAFKA": servers.kafka,
+            "KEYLEDGER_IDENTITY_PUBLIC_KEYS": str(signer.public_keys(directory / "identity.pem")),
+            f"{prefix}_DATABASE": database,
+            f"{prefix}_PORT": str(port),
+            **(environment or {}),
+        }
+        command = (sys.executable, "-m", f"services.{name}", "migrate")
+        subprocess.run(command, env=os.environ | variables, check=True, timeout=60)
+        for role in ["worker", "api"] if worker else ["api"]:
+            stack.enter_context(process(name, role, variables, directory / f"{role}.log"))
+        made = Service(f"http://127.0.0.1:{port}", database, servers.kafka, signer, directory)
+        eventually_sync(lambda: httpx2.get(f"{made.url}/openapi.json").status_code == 200)
+        yield made
+
+
+@contextmanager
+def stopped(servers: Servers, name: str) -> Iterator[None]:
+    """The server `name` is down, and nobody starts it, until the context ends; then returns when it is ready again."""
+    supervisor, before = servers.directory.holder(), servers.pid(name)
+    assert supervisor is not None
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        os.kill(before, signal.SIGINT)
+        eventually_sync(lambda: not _listening(servers, name))
+        yield
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+
+    def ready() -> bool:
+        row = next(row for row in servers.status()["processes"] if row["name"] == name)
+        return bool(row["ready"] and row["pid"] != before)
+
+    eventually_sync(ready, 60)
+
+
+def _listening(servers: Servers, name: str) -> bool:
+    address = httpx2.URL(servers.postgres_dsn_admin) if name == "postgres" else httpx2.URL(f"tcp://{servers.kafka}")
+    with socket.socket() as probe:
+        return probe.connect_ex((address.host, address.port or 0)) == 0
