@@ -18,12 +18,15 @@ _DOT_SEGMENT = re.compile(r"/\.{1,2}(?:[/;]|\Z)")
 
 def split(target: bytes) -> tuple[str, str]:
     """The path as it was sent and as it is meant (decoded) of an origin-form target; raises BadMessage."""
-    path, _, _ = target.decode("ascii").partition("?")
+    text = target.decode("ascii")
+    if "#" in text:
+        raise BadMessage("The target has a fragment")
+    path, _, _ = text.partition("?")
     if _PLAIN.fullmatch(path):
         return path, path
     if not path.startswith("/"):
         raise BadMessage("The target must be an absolute path")
-    if "//" in path or "\\" in path or "#" in target.decode("ascii"):
+    if "//" in path or "\\" in path:
         raise BadMessage("The path is ambiguous")
     if _BROKEN_ESCAPE.search(path) or _DOT_SEGMENT.search(path):
         raise BadMessage("The path is ambiguous")

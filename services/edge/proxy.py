@@ -127,6 +127,9 @@ class Exchange:
     def start(self) -> None:
         """Answers, or sends the request on its way."""
         self._started = True
+        if self._complete:
+            # The beginning of the body that came with the head was no body.
+            return
         passage, route = self.passage, self.passage.route
         if passage.metered and passage.answer is None:
             self._edge.ledger.admitted(passage)
@@ -311,7 +314,7 @@ class Exchange:
     def client_failed(self, answer: Answer) -> None:
         """The request's body is malformed or does not come."""
         self.passage.close = True
-        self._fail(answer)
+        self._fail(self.passage.answer or answer)
 
     def client_lost(self) -> None:
         """The client is gone."""
