@@ -46,7 +46,7 @@ def start(directory: Directory, options: Options, say: Callable[[str], None]) ->
             process.terminate()
             process.wait()
             raise
-        _show([line for line in news.readlines() if not line.endswith(" ready\n")], say)
+        _show(news.readlines(), say)
 
 
 def stop(directory: Directory, say: Callable[[str], None]) -> bool:

@@ -68,6 +68,8 @@ class Directory:
                     f"The stack in {self.root} is already running (process {holder}). "
                     f"End it with `keyledger down --dir {self.root}`, or choose another directory with --dir."
                 )
+            # What a killed holder said of itself would be taken for this one's.
+            self.status.unlink(missing_ok=True)
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

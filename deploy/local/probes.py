@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
-
-import httpx2
 
 PROBE_SECONDS = 2.0
 """A part that has not answered within this time counts as not ready."""
@@ -38,25 +37,30 @@ async def check(probe: Probe) -> Health:
             return await probe()
     except TimeoutError:
         return Health(False, f"no answer within {PROBE_SECONDS:g} s")
-    except (OSError, EOFError, httpx2.HTTPError, ValueError, struct.error) as error:
+    except (OSError, EOFError, ValueError, IndexError, struct.error) as error:
         return Health(False, f"{type(error).__name__}: {error}")
 
 
-def http(client: httpx2.AsyncClient, port: int) -> Probe:
-    """Probe of a Keyledger process: GET /readyz on its internal port on this machine."""
+def http(port: int) -> Probe:
+    """Probe of a Keyledger process: GET /readyz on its internal port on this machine.
+
+    In HTTP/1.0, whose answer ends with the connection: a dozen of these run each second for ever, beside what they watch.
+    """
 
     async def probe() -> Health:
-        answer = await client.get(f"http://127.0.0.1:{port}/readyz")
-        return _health(answer.status_code, answer.json())
+        async with _connected(port) as (reader, writer):
+            writer.write(b"GET /readyz HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            return _health(head.split(b" ", 2)[1] == b"200", json.loads(body))
 
     return probe
 
 
-def _health(status: int, body: dict[str, Any]) -> Health:
+def _health(ok: bool, body: dict[str, Any]) -> Health:
     failing = [
         f"{name}: {each.get('detail', '')}" for name, each in body.get("checks", {}).items() if not each["ready"]
     ]
-    return Health(status == 200 and bool(body.get("ready")), "; ".join(failing), body.get("processes", []))
+    return Health(ok and bool(body.get("ready")), "; ".join(failing), body.get("processes", []))
 
 
 def postgres(port: int) -> Probe:

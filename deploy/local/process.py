@@ -7,7 +7,7 @@ import asyncio.subprocess
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ GIVE_UP_AFTER = 5
 EX_CONFIG = 78
 """Exit code of a process whose settings are wrong (sysexits.h): starting it again can't help."""
 
-_POLL_UNTIL_READY = 0.1
+_POLL_UNTIL_READY = 0.2
 _POLL_WHEN_READY = 1.0
 
 
@@ -47,6 +47,7 @@ class Process:
         self._report = report
         self._stopping = asyncio.Event()
         self._exit_code: int | None = None
+        self._shown: object = None
         self._life = asyncio.create_task(self._live(), name=spec.name)
         self._life.add_done_callback(lambda _: changed())
 
@@ -111,23 +112,23 @@ class Process:
         self._exit_code = await child.wait()
         watch.cancel()
         self._child = None
-        self.children = []
         self.restarts += not self._stopping.is_set()
         self._set(False, describe_exit(self._exit_code))
 
     async def _watch(self) -> None:
         while True:
             health = await probes.check(self.spec.probe) if self.spec.probe else probes.Health(True)
-            self.children = health.processes
-            self._set(health.ready, health.detail)
+            self._set(health.ready, health.detail, health.processes)
             await asyncio.sleep(_POLL_WHEN_READY if health.ready else _POLL_UNTIL_READY)
 
-    def _set(self, ready: bool, detail: str) -> None:
+    def _set(self, ready: bool, detail: str, children: Sequence[dict[str, Any]] = ()) -> None:
         if ready and not self.ready and self.restarts:
             self._report(f"{self.spec.name} is ready again")
-        self.ready, self.detail = ready, detail
+        self.ready, self.detail, self.children = ready, detail, list(children)
         self.ever_ready |= ready
-        self._changed()
+        if self._shown != (shown := (self.pid, ready, self.restarts, self.children)):
+            self._shown = shown
+            self._changed()
 
 
 def _send(pid: int, number: signal.Signals) -> None:

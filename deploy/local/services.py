@@ -6,8 +6,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
-
 from deploy.local import probes
 from deploy.local.directory import Directory
 from deploy.local.ports import Ports
@@ -58,23 +56,23 @@ class Services:
         """The job that makes the first owner and key."""
         return self._job("first-key", ("deploy.local.first_key", str(self.directory.root)), "keys")
 
-    def processes(self, client: httpx2.AsyncClient) -> list[Spec]:
-        """All that keep running, the edge last: it ends first. The client asks them whether they are ready."""
+    def processes(self) -> list[Spec]:
+        """All that keep running, the edge last: it ends first."""
         roles = ((service, role) for service in SERVICES for role in ("worker", "api"))
-        return [*(self._service(client, service, role) for service, role in roles), self._edge(client)]
+        return [*(self._service(service, role) for service, role in roles), self._edge()]
 
-    def _service(self, client: httpx2.AsyncClient, service: str, role: str) -> Spec:
+    def _service(self, service: str, role: str) -> Spec:
         internal = self.ports[f"{service}-{role}-internal"]
         return Spec(
             name=f"{service}-{role}",
             role=role,
             command=_python(f"services.{service}", role),
             env=self._settings(service, internal),
-            probe=probes.http(client, internal),
+            probe=probes.http(internal),
             stop_seconds=_STOP_SECONDS,
         )
 
-    def _edge(self, client: httpx2.AsyncClient) -> Spec:
+    def _edge(self) -> Spec:
         internal = self.ports["edge-internal"]
         apis = {f"KEYLEDGER_EDGE_{name.upper()}_URL": self._api(name) for name in ("keys", "tickets", "stats")}
         routes = {"KEYLEDGER_EDGE_ROUTES": str(self.routes.absolute())} if self.routes else {}
@@ -89,7 +87,7 @@ class Services:
             role="edge",
             command=_python("services.edge"),
             env=self._common(internal) | own | apis | routes,
-            probe=probes.http(client, internal),
+            probe=probes.http(internal),
             stop_seconds=_STOP_SECONDS,
         )
 

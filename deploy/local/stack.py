@@ -9,9 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
-
-from deploy.local import environment, identity, ports, servers, services
+from deploy.local import environment, identity, migrations, ports, servers, services
 from deploy.local.directory import Directory
 from deploy.local.errors import StackError
 from deploy.local.jars import kafka_jars
@@ -64,20 +62,19 @@ class _Stack:
         supervisor = Supervisor(self._directory, self._report, self._parts.url)
         supervisor.end_on_signals()
         try:
-            async with httpx2.AsyncClient(trust_env=False) as client:
-                await self._start(supervisor, client)
-                ready()
-                await asyncio.Event().wait()
+            await self._start(supervisor)
+            ready()
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             self._report("Ending all processes ...")
         finally:
             await supervisor.stop()
 
-    async def _start(self, supervisor: Supervisor, client: httpx2.AsyncClient) -> None:
+    async def _start(self, supervisor: Supervisor) -> None:
         parts = self._parts
         identity.ensure(self._directory)
         await asyncio.gather(parts.servers.start_kafka(self._directory, supervisor), self._databases(supervisor))
-        await supervisor.start(parts.processes(client), _READY_SECONDS)
+        await supervisor.start(parts.processes(), _READY_SECONDS)
         await supervisor.until_all_ready(_READY_SECONDS)
 
     async def _databases(self, supervisor: Supervisor) -> None:
@@ -87,11 +84,19 @@ class _Stack:
         await parts.servers.start_postgres(self._directory, supervisor)
         passwords = {name: parts.state.passwords[name] for name in SERVICES}
         await parts.servers.postgres.create_databases(passwords)
-        await asyncio.gather(*(supervisor.run(job, _JOB_SECONDS) for job in parts.migrations()))
-        self._report("the databases are migrated")
+        await self._migrate(supervisor)
         if parts.state.first_key != secret.hash.hex():
             await supervisor.run(parts.first_key(), _JOB_SECONDS)
             self._report("the first key is made")
+
+    async def _migrate(self, supervisor: Supervisor) -> None:
+        state, wanted = self._parts.state, migrations.fingerprint()
+        if state.migrations == wanted:
+            return
+        await asyncio.gather(*(supervisor.run(job, _JOB_SECONDS) for job in self._parts.migrations()))
+        state.migrations = wanted
+        save(self._directory, state)
+        self._report("the databases are migrated")
 
     def _write_environment(self) -> Secret:
         """The secret is on the disk before any process starts: what creates the key may die at any point."""
@@ -115,7 +120,7 @@ def main() -> None:
     directory, port, *routes = sys.argv[1:]
     options = Options(int(port), Path(routes[0]) if routes else None)
     try:
-        run(Directory(Path(directory)), options, log.info, lambda: log.info("ready"))
+        run(Directory(Path(directory)), options, log.info, lambda: log.info("everything is ready"))
     except StackError as error:
         log.error(error)
         sys.exit(1)

@@ -18,13 +18,15 @@ SERVICES = ("keys", "tickets", "usage", "stats")
 @dataclass
 class State:
     """The content of state.json: `passwords` by PostgreSQL role, `block` the first of its ports (0: none chosen yet),
-    `owner_id` and `first_key` (the hash of its secret) what was made at the first start (None and empty: nothing yet)."""
+    `migrations` the fingerprint of those that its databases have, `owner_id` and `first_key` (the hash of its secret)
+    what was made at the first start (None and empty: nothing yet)."""
 
     cluster_id: str
     passwords: dict[str, str]
     block: int = 0
     owner_id: int | None = None
     first_key: str = ""
+    migrations: str = ""
 
 
 def load(directory: Directory) -> State:

@@ -14,6 +14,7 @@ from deploy.local.directory import Directory
 from deploy.local.errors import StackError
 from deploy.local.ports import is_free, reserved
 from deploy.local.state import load, save
+from deploy.local.supervisor import read_status, write_status
 from tests.integration.local.test_supervisor import keyledger
 
 NAMES = ("postgres", "kafka")
@@ -88,6 +89,13 @@ def test_data_without_its_passwords_is_not_overwritten(directory: Directory) -> 
     directory.postgres.mkdir()
     with pytest.raises(StackError, match=r"state\.json is missing.*--purge"):
         load(directory)
+
+
+def test_what_a_killed_holder_said_is_not_believed(directory: Directory) -> None:
+    write_status(directory, {"url": "http://127.0.0.1:1", "ready": True, "processes": [{"name": "gone"}]})
+    assert read_status(directory) == {"url": "http://127.0.0.1:1", "ready": False, "processes": []}
+    with directory.held():
+        assert read_status(directory) == {"url": "", "ready": False, "processes": []}
 
 
 def test_one_holder_at_a_time(directory: Directory) -> None:
