@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import httpx2
 import structlog
 from fastapi import APIRouter, Depends, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, model_validator
+from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from services.keys import domain, store
 from services.keys.domain import Key, NewSecret, Wanted
@@ -21,7 +21,7 @@ from shared.events.keys import Limits
 from shared.eventstore import Handled, Meta, NewEvent, handle, reserve_id
 from shared.http import ONE_LINE, Body, Caller, Identity, Paged, Text, bigint, timestamp
 from shared.ids import new_secret
-from shared.kafka import partition_for
+from shared.partitions import partition_for
 from shared.postgres import Connection, Pool, transaction
 
 router = APIRouter(prefix="/api/v1/api-keys")
@@ -130,6 +130,9 @@ class Call(BaseModel):
     created_at: str
 
 
+_CALLS = TypeAdapter(list[Call])
+
+
 class KeyDetails(KeyOut):
     """A key with its last hundred calls, newest first."""
 
@@ -202,13 +205,13 @@ async def list_keys(caller: Caller, ctx: Ctx, page: Paged, owner: OwnerParam = N
 async def get_key(key_id: KeyId, caller: Caller, ctx: Ctx, response: Response) -> KeyDetails:
     """A key and its last calls; when those can't be had, without them and with `Keyledger-Missing: usage`."""
     found = await _visible(ctx, caller, key_id)
-    calls: list[dict[str, Any]] = []
+    calls: list[Call] = []
     try:
-        calls = await _ask_usage(ctx, caller, f"/keys/{key_id}/calls", {"limit": "100"})
-    except Problem:
+        calls = _CALLS.validate_python(await _ask_usage(ctx, caller, f"/keys/{key_id}/calls", {"limit": "100"}))
+    except (Problem, ValidationError):
         response.headers["Keyledger-Missing"] = "usage"
     shown = _out(found.key, found.usage_count, found.last_used)
-    return KeyDetails(**shown.model_dump(), usage=[Call(**call) for call in calls])
+    return KeyDetails(**shown.model_dump(), usage=calls)
 
 
 @router.get("/{api_key_id}/usage")
