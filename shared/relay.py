@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 
+import psycopg
 import structlog
 from prometheus_client import Counter as Metric
 from prometheus_client import Gauge
@@ -56,7 +57,7 @@ class Relay:
         while not stop.is_set():
             try:
                 await self._term(stop)
-            except (KafkaUnavailable, *AWAY) as error:
+            except (KafkaUnavailable, psycopg.Error) as error:
                 _log.warning("relay interrupted", error=str(error))
                 self._check = Check(False, str(error))
             finally:
