@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import psycopg
 
+from shared.events.topics import Topic
+from shared.kafka import ensure_topics
+from shared.settings import Base, ServiceSettings
 from tests.support.eventually import eventually_sync
 from tests.support.identity import Signer
 from tests.support.stack import Servers
 from tests.support.topics import delete_topics
 
+S = TypeVar("S", bound=ServiceSettings)
 REQUEST_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
@@ -64,6 +69,10 @@ class Service:
     signer: Signer
     logs: Path
 
+    def settings(self, kind: type[S]) -> S:
+        """The settings that the processes have, for what runs in the test itself."""
+        return kind(kafka=self.kafka, database=self.database)
+
     def client(self, owner_id: int, key_id: int, *permissions: str) -> httpx2.Client:
         """A caller, as the edge passes it on."""
         headers = {
@@ -85,11 +94,18 @@ class Service:
 
 @contextmanager
 def service(
-    name: str, servers: Servers, directory: Path, *, worker: bool = True, environment: Mapping[str, str] | None = None
+    name: str,
+    servers: Servers,
+    directory: Path,
+    *,
+    worker: bool = True,
+    environment: Mapping[str, str] | None = None,
+    topics: Sequence[Topic] = (),
 ) -> Iterator[Service]:
-    """The service on an empty database and a Kafka without topics."""
+    """The service on an empty database and a Kafka that has only these topics, which other services would make."""
     with ExitStack() as stack:
         delete_topics(servers.kafka)
+        asyncio.run(ensure_topics(Base(kafka=servers.kafka), topics))
         database = stack.enter_context(servers.fresh_database())
         signer, port, prefix = Signer(), free_port(), f"KEYLEDGER_{name.upper()}"
         variables = {
