@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.abc import ConsumerRebalanceListener
@@ -24,20 +23,15 @@ from aiokafka.errors import (
     ProducerFenced,
     TopicAlreadyExistsError,
 )
-from aiokafka.partitioner import murmur2
 from aiokafka.producer import sender
+from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import ConsumerRecord
 from aiokafka.structs import TopicPartition as Partition
 
 from shared.events.topics import Topic
 from shared.settings import Base
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from aiokafka.producer.message_accumulator import BatchBuilder
-
-__all__ = ["Fenced", "KafkaUnavailable", "Message", "Partition", "Producer", "Reader", "Record", "partition_for"]
+__all__ = ["Fenced", "KafkaUnavailable", "Message", "Partition", "Producer", "Reader", "Record"]
 
 Record = ConsumerRecord[bytes, bytes]
 
@@ -64,12 +58,6 @@ class Message(NamedTuple):
     partition: Partition
     key: bytes
     value: bytes | None
-
-
-@lru_cache(maxsize=100_000)
-def partition_for(key: bytes, partitions: int) -> int:
-    """The partition that Kafka's default partitioner gives to `key`, so that other programs can compute it too."""
-    return int((murmur2(key) & 0x7FFFFFFF) % partitions)
 
 
 @asynccontextmanager

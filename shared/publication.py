@@ -12,7 +12,8 @@ from shared.events import SPECVERSION, CloudEvent, EventData
 from shared.events.keys import Heartbeat
 from shared.events.topics import Topic
 from shared.eventstore import StoredEvent
-from shared.kafka import Message, Partition, partition_for
+from shared.kafka import Message, Partition
+from shared.partitions import partition_for
 from shared.postgres import Connection
 
 

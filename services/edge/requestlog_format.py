@@ -17,7 +17,7 @@ from zlib import crc32
 
 import msgspec
 
-from shared.kafka import partition_for
+from shared.partitions import partition_for
 
 FORMAT = 1
 MAGIC = b"\xffKL\xfe"

@@ -16,7 +16,8 @@ from services.edge.topics import ensure
 from shared.events import CloudEvent
 from shared.events.requests import EdgeStatus
 from shared.events.topics import EDGE_STATUS
-from shared.kafka import KafkaUnavailable, Partition, Producer, partition_for
+from shared.kafka import KafkaUnavailable, Partition, Producer
+from shared.partitions import partition_for
 from shared.settings import Base
 
 _EVERY = 1.0

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from typing import Any
 
+import msgspec
 import structlog
 from prometheus_client import Gauge
 
@@ -14,7 +16,7 @@ from services.usage import store
 from services.usage.domain import count
 from services.usage.settings import Settings
 from shared.consumer import Consumer, Kind, Subscription
-from shared.events import CloudEvent, EventData
+from shared.events import SPECVERSION, EventData
 from shared.events.requests import KeyUsage, RequestEvent, UsageMark
 from shared.events.topics import KEY_USAGE, REQUEST_EVENTS, USAGE_MARKS, Topic
 from shared.kafka import (
@@ -25,14 +27,15 @@ from shared.kafka import (
     Reader,
     cluster_id,
     ensure_topics,
-    partition_for,
 )
+from shared.partitions import partition_for
 from shared.postgres import AWAY, Connection, Pool, connect
 from shared.telemetry import Check
 
 SOURCE = "keyledger/usage"
 _LOCK = 7_316_004
-_BATCH = 2000
+_BATCH = 1000
+_USAGE_MAX = 5000
 _MARKS_EVERY = 0.2
 _USAGE_EVERY = 1.0
 _log = structlog.get_logger()
@@ -63,27 +66,35 @@ class Publisher:
         self._epoch = 1
         self._cluster = ""
         self._offsets: dict[str, int] = {}
+        self._last_key = 0
 
     def checks(self) -> dict[str, Callable[[], Check]]:
         """For readiness: that this publisher leads, or stands by for the one that does."""
         return {"publisher": lambda: self._check}
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop`; what failed is shown in readiness and tried again."""
-        while not stop.is_set():
+        """Until `stop`, which may come at any moment: what was sent and is still flagged is sent again."""
+        stopped, leading = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self._lead())
+        await asyncio.wait([stopped, leading], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        leading.cancel()
+        with suppress(asyncio.CancelledError):
+            await leading
+
+    async def _lead(self) -> None:
+        while True:
             try:
-                await self._term(stop)
+                await self._term()
             except (KafkaUnavailable, *AWAY) as error:
                 _log.warning("publisher interrupted", error=str(error))
                 self._check = Check(False, str(error))
             finally:
                 _leader.set(0)
-            await _pause(stop, 0.5)
+            await asyncio.sleep(0.5)
 
-    async def _term(self, stop: asyncio.Event) -> None:
+    async def _term(self) -> None:
         async with await connect(self._settings.database, idle_session_timeout="3s") as connection:
-            if not await self._elected(connection, stop):
-                return
+            await self._elected(connection)
             async with _used_each_second(connection):
                 await ensure_topics(self._settings, [KEY_USAGE, USAGE_MARKS])
                 producer = await Producer.open(self._settings.kafka, SOURCE)
@@ -91,19 +102,18 @@ class Publisher:
                 async with _used_each_second(connection):
                     ends = await self._ends()
                 await self._reconcile(connection, ends)
-                await self._publish(connection, producer, stop)
+                await self._publish(connection, producer)
             finally:
                 await producer.abandon()
 
-    async def _elected(self, connection: Connection, stop: asyncio.Event) -> bool:
-        while not stop.is_set():
+    async def _elected(self, connection: Connection) -> None:
+        while True:
             row = await (await connection.execute("SELECT pg_try_advisory_lock(%s) AS got", [_LOCK])).fetchone()
             if row and row["got"]:
                 _leader.set(1)
-                return True
+                return
             self._check = Check(True, "standing by")
-            await _pause(stop, 1.0)
-        return False
+            await asyncio.sleep(1.0)
 
     async def _ends(self) -> dict[str, int]:
         self._cluster = await cluster_id(self._settings.kafka)
@@ -123,23 +133,27 @@ class Publisher:
         self._offsets = ends
         await store.save_publication(connection, self._cluster, ends)
 
-    async def _publish(self, connection: Connection, producer: Producer, stop: asyncio.Event) -> None:
+    async def _publish(self, connection: Connection, producer: Producer) -> None:
         clock = asyncio.get_running_loop().time
         usage_due = clock()
-        while not stop.is_set():
-            due = clock() >= usage_due
-            usage_due = clock() + _USAGE_EVERY if due else usage_due
-            usage = await store.changed_usage(connection, 10 * _BATCH) if due else []
+        while True:
             marks = await store.changed_marks(connection, REQUEST_EVENTS.name, _BATCH)
-            for at in range(0, len(usage), _BATCH):
-                await self._send(connection, producer, [self._usage(row) for row in usage[at : at + _BATCH]])
             await self._send(connection, producer, [self._mark(mark) for mark in marks])
-            if usage:
-                await store.usage_published(connection, usage)
-            if marks:
-                await store.marks_published(connection, marks)
+            await store.marks_published(connection, marks)
+            if clock() >= usage_due:
+                usage_due = clock() + _USAGE_EVERY
+                await self._publish_usage(connection, producer)
             self._check = Check(True, "leading")
-            await _pause(stop, _MARKS_EVERY)
+            await asyncio.sleep(_MARKS_EVERY)
+
+    async def _publish_usage(self, connection: Connection, producer: Producer) -> None:
+        """In turns, so that no key waits for ever when more change in a second than can be published."""
+        usage = await store.changed_usage(connection, self._last_key, _USAGE_MAX)
+        self._last_key = usage[-1].key_id if len(usage) == _USAGE_MAX else 0
+        for at in range(0, len(usage), _BATCH):
+            part = usage[at : at + _BATCH]
+            await self._send(connection, producer, [self._usage(row) for row in part])
+            await store.usage_published(connection, part)
 
     async def _send(self, connection: Connection, producer: Producer, messages: Sequence[Message]) -> None:
         if not messages:
@@ -151,35 +165,34 @@ class Publisher:
         await store.save_publication(connection, self._cluster, self._offsets)
 
     def _usage(self, row: store.Usage) -> Message:
-        data = KeyUsage(key_id=row.key_id, owner_id=row.owner_id, usage_count=row.calls, last_used=row.last_used)
-        return self._message(KEY_USAGE, f"key-{row.key_id}", f"key-{row.key_id}@{self._epoch}.{row.calls}", data)
+        key = f"key-{row.key_id}"
+        return self._message(KEY_USAGE, key, f"{key}@{self._epoch}.{row.usage_count}", KeyUsage, row)
 
     def _mark(self, mark: UsageMark) -> Message:
         key = f"{mark.log}/{mark.partition}"
-        return self._message(USAGE_MARKS, key, f"{key}@{self._epoch}.{mark.mark}.{mark.next_offset}", mark)
+        name = f"{key}@{self._epoch}.{mark.mark}.{mark.next_offset}"
+        return self._message(USAGE_MARKS, key, name, UsageMark, mark.model_dump(mode="json"))
 
-    def _message(self, topic: Topic, key: str, name: str, data: EventData) -> Message:
-        event = CloudEvent[EventData](
-            id=name,
-            source=SOURCE,
-            type=data.TYPE,
-            time=datetime.now(UTC),
-            subject=key,
-            schemaversion=data.SCHEMA_VERSION,
-            epoch=self._epoch,
-            data=data,
-        )
+    def _message(self, topic: Topic, key: str, name: str, kind: type[EventData], data: Any) -> Message:
+        """Not by `CloudEvent.encode`: there may be thousands in a second, beside the consumer on one loop."""
+        event = {
+            "specversion": SPECVERSION,
+            "id": name,
+            "source": SOURCE,
+            "type": kind.TYPE,
+            "time": datetime.now(UTC),
+            "subject": key,
+            "datacontenttype": "application/json",
+            "schemaversion": kind.SCHEMA_VERSION,
+            "epoch": self._epoch,
+            "data": data,
+        }
         partition = Partition(topic.name, partition_for(key.encode(), self._settings.partitions))
-        return Message(partition, key.encode(), event.encode())
+        return Message(partition, key.encode(), msgspec.json.encode(event))
 
 
 def _name(partition: Partition) -> str:
     return f"{partition.topic}/{partition.partition}"
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    with suppress(TimeoutError):
-        await asyncio.wait_for(stop.wait(), seconds)
 
 
 @asynccontextmanager

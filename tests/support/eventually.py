@@ -14,7 +14,7 @@ _INTERVAL = 0.02
 
 
 async def eventually(
-    predicate: Callable[[], T | Awaitable[T]], deadline: float = 30.0, interval: float = _INTERVAL
+    predicate: Callable[[], T | None | Awaitable[T | None]], deadline: float = 30.0, interval: float = _INTERVAL
 ) -> T:
     """The predicate's first truthy value. It may raise while the condition does not hold yet.
 
@@ -30,7 +30,7 @@ async def eventually(
         await asyncio.sleep(interval)
 
 
-def eventually_sync(predicate: Callable[[], T], deadline: float = 30.0, interval: float = _INTERVAL) -> T:
+def eventually_sync(predicate: Callable[[], T | None], deadline: float = 30.0, interval: float = _INTERVAL) -> T:
     """`eventually` for tests without an event loop."""
     end = time.monotonic() + deadline
     while True:
@@ -46,7 +46,7 @@ def eventually_sync(predicate: Callable[[], T], deadline: float = 30.0, interval
         time.sleep(interval)
 
 
-async def _attempt(predicate: Callable[[], T | Awaitable[T]]) -> tuple[T | None, Exception | None]:
+async def _attempt(predicate: Callable[[], T | None | Awaitable[T | None]]) -> tuple[T | None, Exception | None]:
     try:
         value = predicate()
         if inspect.isawaitable(value):

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from shared.events.topics import Topic
-from shared.kafka import partition_for
+from shared.partitions import partition_for
 from shared.postgres import Pool
 from shared.process import die_with_parent, run, until_signalled
 from shared.publication import Publication

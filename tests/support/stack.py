@@ -135,6 +135,11 @@ class LocalStack:
             )
         return done.stdout
 
+    def secret_of(self, *arguments: str) -> str:
+        """The secret that a `keyledger` command which makes a key has shown."""
+        words = self.cli(*arguments).split()
+        return next(word for word in words if word.startswith("kl_"))
+
     def _is_another(self, name: str, before: int) -> bool:
         row = self.process(name)
         return bool(row["ready"] and row["pid"] != before)

@@ -11,7 +11,8 @@ from shared.consumer import Consumer, Kind, Subscription
 from shared.events.requests import RequestEvent
 from shared.events.topics import Topic
 from shared.intake import Event, Tolerance
-from shared.kafka import Message, Partition, Producer, ensure_topics, partition_for
+from shared.kafka import Message, Partition, Producer, ensure_topics
+from shared.partitions import partition_for
 from shared.postgres import MIGRATIONS, Connection, Pool, migrate, open_pool
 from shared.settings import Base
 from tests.integration.usage.traffic import Written, ship

@@ -20,7 +20,8 @@ from shared.events import EventData
 from shared.events.keys import KeyCreated, KeyDeactivated, KeyDeleted, KeyUpdated, Limits, OwnerCreated
 from shared.events.tickets import TicketClosed, TicketOpened, TicketReplied, TicketResolved
 from shared.events.topics import KEY_EVENTS, REQUEST_EVENTS, TICKET_EVENTS, Topic
-from shared.kafka import Message, Partition, Producer, ensure_topics, partition_for
+from shared.kafka import Message, Partition, Producer, ensure_topics
+from shared.partitions import partition_for
 from shared.postgres import MIGRATIONS, Pool, migrate, open_pool
 from shared.settings import Base
 from tests.integration.usage.callers import Callers

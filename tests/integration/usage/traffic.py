@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from shared.events.requests import LogClosed, Request, RequestEvent, RequestMetered, encode_request
-from shared.kafka import Partition, Producer, partition_for
+from shared.kafka import Partition, Producer
+from shared.partitions import partition_for
 
 
 @dataclass(frozen=True)
