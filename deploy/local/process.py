@@ -122,8 +122,8 @@ class Process:
             await asyncio.sleep(_POLL_WHEN_READY if health.ready else _POLL_UNTIL_READY)
 
     def _set(self, ready: bool, detail: str, children: Sequence[dict[str, Any]] = ()) -> None:
-        if ready and not self.ready and self.restarts:
-            self._report(f"{self.spec.name} is ready again")
+        if ready != self.ready and self.ever_ready and self.pid:
+            self._report(f"{self.spec.name} {'is ready again' if ready else f'is not ready: {detail}'}")
         self.ready, self.detail, self.children = ready, detail, list(children)
         self.ever_ready |= ready
         if self._shown != (shown := (self.pid, ready, self.restarts, self.children)):
