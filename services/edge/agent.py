@@ -41,11 +41,12 @@ async def run(settings: EdgeSettings, stop: asyncio.Event) -> None:
         async with internal_server(settings.internal_host, settings.internal_port, agent.checks()):
             await agent.run(stop)
     except (PartitionsChangedError, BaseExceptionGroup) as error:
-        _end_if_wrong(error)
+        end_if_wrong(error)
         raise
 
 
-def _end_if_wrong(error: BaseException) -> None:
+def end_if_wrong(error: BaseException) -> None:
+    """Ends the process with status 78 when the error is, or contains, that the number of partitions is another."""
     if isinstance(error, BaseExceptionGroup):
         wrong, _ = error.split(PartitionsChangedError)
         error = first_of(wrong) if wrong else error

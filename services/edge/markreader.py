@@ -18,12 +18,12 @@ from services.edge.marks import Mark
 from services.edge.requestlog_reader import logs
 from services.edge.shipper import Shipper
 from services.edge.topics import exists
-from shared.events.topics import USAGE_MARKS
-from shared.kafka import KafkaUnavailable, Reader, Record, cluster_id
+from shared.events.topics import REQUEST_EVENTS, USAGE_MARKS
+from shared.kafka import KafkaUnavailable, Partition, Reader, Record, cluster_id
 from shared.settings import Base
 
 _TURN_MS = 250
-_CLUSTER_EVERY = 10.0
+_LOOK_EVERY = 10.0
 _BACKOFF = (0.1, 0.2, 0.5, 1.0, 2.0)
 _log = structlog.get_logger()
 
@@ -83,12 +83,20 @@ class MarkReader:
                 found = await reader.fetch(timeout_ms=_TURN_MS)
                 for data in _read(record for records in found.values() for record in records):
                     self._shipper.take(data.log, data.partition, _mark(data), data.next_offset)
-                if time.monotonic() - looked > _CLUSTER_EVERY:
+                if time.monotonic() - looked > _LOOK_EVERY:
+                    await self._look(reader, cluster)
                     looked = time.monotonic()
-                    if await cluster_id(self._settings.kafka) != cluster:
-                        raise KafkaUnavailable("another Kafka cluster is there now")
         finally:
             await reader.close()
+
+    async def _look(self, reader: Reader, cluster: str) -> None:
+        """Whether Kafka still has what it acknowledged: nothing else may ever be written where a lost record was."""
+        if await cluster_id(self._settings.kafka) != cluster:
+            raise KafkaUnavailable("another Kafka cluster is there now")
+        acknowledged = self._shipper.ends()
+        partitions = [Partition(REQUEST_EVENTS.name, number) for number in acknowledged]
+        bounds = await reader.bounds(partitions)
+        self._shipper.compare(acknowledged, {p.partition: end for p, (_, end) in bounds.items()})
 
     async def _load(self, reader: Reader) -> None:
         """Reads to the end, keeping the last mark of each of the logs that are here."""

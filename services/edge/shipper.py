@@ -112,6 +112,17 @@ class Shipper:
             if tail.check_lost(self._next_offsets, now):
                 self._say_again(tail, "the broker lost acknowledged records")
 
+    def ends(self) -> dict[int, int]:
+        """By partition, the offset after the last acknowledged record."""
+        return {lane.number: lane.end for lane in self.lanes}
+
+    def compare(self, acknowledged: Mapping[int, int], found: Mapping[int, int]) -> None:
+        """Ships again when a partition, asked after `ends` was taken, ends before that."""
+        for number, end in acknowledged.items():
+            if found.get(number, end) < end:
+                self.lanes[number].end = found[number]
+                self._shorter(number)
+
     async def _read(self) -> None:
         while True:
             self._discover()
@@ -181,12 +192,15 @@ class Shipper:
             if not lane.load(batch):
                 continue
             offset = await _acknowledged(producer, batch, partition)
-            shorter = offset < lane.end
+            before = lane.end
             self.shipped += lane.land(offset)
-            if shorter:
-                for tail in self.tails.values():
-                    tail.ship_again()
-                    self._say_again(tail, f"partition {lane.number} became shorter")
+            if offset < before:
+                self._shorter(lane.number)
+
+    def _shorter(self, partition: int) -> None:
+        for tail in self.tails.values():
+            tail.ship_again()
+            self._say_again(tail, f"partition {partition} ends before what Kafka has acknowledged")
 
     def _say_again(self, tail: Tail, why: str) -> None:
         self.again += 1

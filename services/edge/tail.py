@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+
+import msgspec
 
 from services.edge import marks
 from services.edge.clock import MILLISECOND
@@ -28,7 +29,7 @@ _GRACE = 5.0
 _MAX_DOUBLINGS = 6
 
 
-class Item(NamedTuple):
+class Item(msgspec.Struct, frozen=True, gc=False):
     """A record on its way to `request-events`. One of an earlier `generation` of its tail is stale."""
 
     tail: Tail
@@ -62,7 +63,7 @@ class Tail:
         self.unacknowledged = 0
         self.generation = 0
         self.segments: dict[int, Segment] = {}
-        self._source = self.id.encode()
+        self._source = ("source", self.id.encode())
         self._marks = [UNKNOWN] * self.partitions
         self._wanted = [0] * self.partitions
         self._runs: list[list[Run]] = [[] for _ in range(self.partitions)]
@@ -225,7 +226,7 @@ class Tail:
         )
 
     def _headers(self, ordinal: int, previous: int) -> list[tuple[str, bytes]]:
-        return [("source", self._source), ("sequence", b"%d" % ordinal), ("previous", b"%d" % previous)]
+        return [self._source, ("sequence", b"%d" % ordinal), ("previous", b"%d" % previous)]
 
     def _to_close(self) -> bool:
         """A log without records is known to nobody. One without segments is shipped, and was closed then."""
@@ -254,7 +255,7 @@ class Tail:
             partition,
             sequence,
             time_ns // MILLISECOND,
-            self._source,
+            self.id.encode(),
             event.encode(),
             self._headers(sequence, previous),
         )
