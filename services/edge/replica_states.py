@@ -66,6 +66,10 @@ class _Place(msgspec.Struct):
     streamversion: _Id
 
 
+class _NamedPlace(_Place):
+    subject: str
+
+
 class _KeyEvent(_Place, tag_field="type", tag="key.state"):
     data: _Key
 
@@ -82,12 +86,12 @@ class _BeatEvent(msgspec.Struct, tag_field="type", tag="states.heartbeat"):
 _decode_key = msgspec.json.Decoder(_KeyEvent).decode
 _decode_owner = msgspec.json.Decoder(_OwnerEvent).decode
 _decode_beat = msgspec.json.Decoder(_BeatEvent).decode
-_decode_place = msgspec.json.Decoder(_Place).decode
+_decode_place = msgspec.json.Decoder(_NamedPlace).decode
 _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Unreadable(NamedTuple):
-    """A record that names a stream but makes no sense; `place` is its (epoch, version), if at least that could be read."""
+    """A record that names a stream but makes no sense; `place` is its (epoch, version), if at least that is certain."""
 
     place: tuple[int, int] | None
 
@@ -117,8 +121,8 @@ def parse(key: bytes | None, value: bytes | None) -> StateRecord | None:
     try:
         state, named = _PARSERS[kind](value)
     except _UNDECODABLE:
-        return StateRecord(kind, number, Unreadable(_place(value)))
-    return StateRecord(kind, number, state if named == number else Unreadable(_place(value)))
+        return StateRecord(kind, number, Unreadable(_place(value, match[0])))
+    return StateRecord(kind, number, state if named == number else Unreadable(None))
 
 
 def _key(value: bytes) -> tuple[KeyState, int]:
@@ -152,12 +156,13 @@ def _beat(value: bytes) -> tuple[Beat, int]:
 _PARSERS = {"key": _key, "owner": _owner, "beat": _beat}
 
 
-def _place(value: bytes) -> tuple[int, int] | None:
+def _place(value: bytes, key: bytes) -> tuple[int, int] | None:
+    # Another stream's place would say nothing of this one's.
     try:
         place = _decode_place(value)
     except _UNDECODABLE:
         return None
-    return place.epoch, place.streamversion
+    return (place.epoch, place.streamversion) if place.subject == key.decode() else None
 
 
 def _nanoseconds(time: datetime | None) -> int | None:

@@ -83,6 +83,32 @@ def test_damage_at_either_end_of_a_log_is_visible_too(tmp_path: Path, place: str
         assert position.damaged == 1 and reader.finished(position)
 
 
+def test_a_record_that_is_missing_without_a_trace_is_visible(tmp_path: Path) -> None:
+    records = [record(number) for number in range(4)]
+    log = begin(tmp_path)
+    write(log, *records)
+    log.close()
+    path = log.path / segment_name(0)
+    data = path.read_bytes()
+    ends = [frame.end for frame in frames(data)]
+    path.write_bytes(data[: ends[1]] + data[ends[2] :])
+    entries, position = everything(only(tmp_path))
+    assert ([entry.ordinal for entry in entries], position.damaged) == ([0, 2, 3], 1)
+
+
+def test_a_record_that_comes_a_second_time_is_passed_over(tmp_path: Path) -> None:
+    records = [record(number) for number in range(4)]
+    log = begin(tmp_path)
+    write(log, *records)
+    log.close()
+    path = log.path / segment_name(0)
+    data = path.read_bytes()
+    ends = [frame.end for frame in frames(data)]
+    path.write_bytes(data[: ends[2]] + data[ends[0] :])
+    entries, position = everything(only(tmp_path))
+    assert (entries, position.damaged) == (entries_of(records), 2)
+
+
 def test_damage_at_the_end_of_a_live_log_is_passed_when_a_record_follows(tmp_path: Path) -> None:
     log = begin(tmp_path)
     write(log, record(0))
