@@ -1,0 +1,79 @@
+"""One stack for all end-to-end tests, with an upstream of a user's own behind a route."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.keys.main import create_owner
+from services.keys.settings import Settings
+from shared.ids import new_secret
+from tests.e2e.client import Client
+from tests.integration.edge.upstream import Upstream
+from tests.support.eventually import eventually_sync
+from tests.support.stack import LocalStack
+
+_ROUTES = """
+[routes.echo]
+prefix = "/echo"
+upstream = "{upstream}"
+
+[routes.reports]
+prefix = "/reports"
+upstream = "{upstream}"
+permission = "reports:read"
+
+[routes.open]
+prefix = "/open"
+upstream = "{upstream}"
+public = true
+
+[routes.nobody]
+prefix = "/nobody"
+upstream = "http://127.0.0.1:1"
+"""
+
+
+@pytest.fixture(scope="session")
+def upstream() -> Iterator[Upstream]:
+    server = Upstream()
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[LocalStack]:
+    directory: Path = tmp_path_factory.mktemp("e2e")
+    routes = directory / "routes.toml"
+    routes.write_text(_ROUTES.format(upstream=upstream.origin))
+    running = LocalStack(directory / "stack", "--routes", str(routes))
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def admin(stack: LocalStack) -> Iterator[Client]:
+    """The first owner's key, from <dir>/env."""
+    with Client(stack.url, stack.env["KEYLEDGER_API_KEY"]) as client:
+        yield client
+
+
+@pytest.fixture
+def owner(stack: LocalStack) -> Iterator[Client]:
+    """A fresh owner's first key, without limits: made as the `keyledger` command makes it, without its start-up time."""
+    secret = new_secret("live")
+    settings = Settings(database=stack.env["KEYLEDGER_KEYS_DATABASE"], kafka=stack.env["KEYLEDGER_KAFKA"])
+    asyncio.run(
+        create_owner(settings, name="an owner", secret=secret, command_id=uuid.uuid4(), admin=False, limited=False)
+    )
+    with Client(stack.url, secret.text) as client:
+        eventually_sync(lambda: client.get("/echo/known").status_code == 200)
+        yield client
