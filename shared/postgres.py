@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -20,6 +22,8 @@ Pool = AsyncConnectionPool[Connection]
 MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 7_316_001
 _OPTIONS = "-c idle_in_transaction_session_timeout=5s -c lock_timeout=5s -c statement_timeout=30s"
+
+_CHECK_SECONDS = 2.0
 
 AWAY: tuple[type[BaseException], ...] = (
     psycopg.OperationalError,
@@ -40,7 +44,7 @@ async def open_pool(dsn: str, *, size: int = 8, wait: float = 3.0) -> AsyncItera
         max_size=size,
         timeout=wait,
         reconnect_timeout=5.0,
-        check=AsyncConnectionPool.check_connection,
+        check=_check,
         open=False,
     )
     await pool.open(wait=False)
@@ -50,12 +54,42 @@ async def open_pool(dsn: str, *, size: int = 8, wait: float = 3.0) -> AsyncItera
         await pool.close(timeout=2.0)
 
 
-@asynccontextmanager
-async def transaction(pool: Pool) -> AsyncIterator[Connection]:
-    """One transaction; `Unavailable` (503) when the database can't be asked or the connection broke on the way."""
+async def _check(connection: Connection) -> None:
+    with _cut_after(connection, _CHECK_SECONDS):
+        await AsyncConnectionPool.check_connection(connection)
+
+
+@contextmanager
+def _cut_after(connection: Connection, seconds: float) -> Iterator[None]:
+    """Shuts the connection's socket down after `seconds`: whatever waits for the server then fails at once.
+
+    A server that hangs instead of refusing answers neither a statement nor the request to cancel it, and the kernel
+    goes on acknowledging for it, so that only this side can end the wait.
+    """
+
+    def cut() -> None:
+        with suppress(OSError), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+            duplicate.shutdown(socket.SHUT_RDWR)
+
+    timer = asyncio.get_running_loop().call_later(seconds, cut)
     try:
-        async with pool.connection() as connection, connection.transaction():
-            yield connection
+        yield
+    finally:
+        timer.cancel()
+
+
+@asynccontextmanager
+async def transaction(pool: Pool, *, longest: float = 5.0) -> AsyncIterator[Connection]:
+    """One transaction of at most `longest` seconds.
+
+    `Unavailable` (503) when the database can't be asked, does not answer, or the connection broke on the way: the
+    transaction may then have been committed all the same.
+    """
+    try:
+        async with pool.connection() as connection:
+            with _cut_after(connection, longest):
+                async with connection.transaction():
+                    yield connection
     except AWAY as error:
         raise Unavailable("The database is not available.") from error
 

@@ -56,11 +56,11 @@ class Stack(Protocol):
         ...
 
     def pause(self, name: str) -> int:
-        """SIGSTOP."""
+        """SIGSTOP to the process and its children; the process id."""
         ...
 
     def resume(self, name: str) -> int:
-        """SIGCONT."""
+        """SIGCONT to the process and its children; the process id."""
         ...
 
     def wait_ready(self, deadline: float = 60.0) -> None:
@@ -110,10 +110,19 @@ class LocalStack:
         return eventually_sync(send)
 
     def pause(self, name: str) -> int:
-        return self.kill(name, signal.SIGSTOP)
+        return self._signal_all(name, signal.SIGSTOP)
 
     def resume(self, name: str) -> int:
-        return self.kill(name, signal.SIGCONT)
+        return self._signal_all(name, signal.SIGCONT)
+
+    def _signal_all(self, name: str, number: signal.Signals) -> int:
+        """To the process and its children: PostgreSQL has one for each connection."""
+        pid = int(self.process(name)["pid"])
+        os.kill(pid, number)
+        for child in _children(pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
+        return pid
 
     def wait_ready(self, deadline: float = 60.0) -> None:
         eventually_sync(lambda: self.status()["ready"], deadline)
@@ -194,6 +203,10 @@ def local_servers(path: Path) -> Iterator[Servers]:
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def is_alive(pid: int) -> bool:
