@@ -20,7 +20,7 @@ from deploy.local.supervisor import Report, Supervisor
 from shared.ids import Secret, new_secret
 
 _JOB_SECONDS = 60.0
-_READY_SECONDS = 120.0
+_READY_SECONDS = 180.0
 """All processes start at once; on a slow machine they wait for each other's share of it."""
 
 _KEY = "KEYLEDGER_API_KEY"

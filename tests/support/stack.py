@@ -22,7 +22,7 @@ from deploy.local.directory import Directory
 from deploy.local.supervisor import read_status, tail
 from tests.support.eventually import eventually_sync
 
-READY_SECONDS = 180.0
+READY_SECONDS = 300.0
 """The first start on a machine fetches Kafka."""
 
 
