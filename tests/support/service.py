@@ -122,29 +122,3 @@ def service(
         made = Service(f"http://127.0.0.1:{port}", database, servers.kafka, signer, directory)
         eventually_sync(lambda: httpx2.get(f"{made.url}/openapi.json").status_code == 200)
         yield made
-
-
-@contextmanager
-def stopped(servers: Servers, name: str) -> Iterator[None]:
-    """The server `name` is down, and nobody starts it, until the context ends; then returns when it is ready again."""
-    supervisor, before = servers.directory.holder(), servers.pid(name)
-    assert supervisor is not None
-    os.kill(supervisor, signal.SIGSTOP)
-    try:
-        os.kill(before, signal.SIGINT)
-        eventually_sync(lambda: not _listening(servers, name))
-        yield
-    finally:
-        os.kill(supervisor, signal.SIGCONT)
-
-    def ready() -> bool:
-        row = next(row for row in servers.status()["processes"] if row["name"] == name)
-        return bool(row["ready"] and row["pid"] != before)
-
-    eventually_sync(ready, 60)
-
-
-def _listening(servers: Servers, name: str) -> bool:
-    address = httpx2.URL(servers.postgres_dsn_admin) if name == "postgres" else httpx2.URL(f"tcp://{servers.kafka}")
-    with socket.socket() as probe:
-        return probe.connect_ex((address.host, address.port or 0)) == 0

@@ -12,6 +12,7 @@ import pytest
 
 from tests.integration.keys.conftest import Owner, make_owner
 from tests.support.eventually import eventually_sync
+from tests.support.faults import stopped
 from tests.support.refusals import (
     BAD_IDS,
     BAD_PAGES,
@@ -22,7 +23,7 @@ from tests.support.refusals import (
     assert_invalid,
     assert_problem,
 )
-from tests.support.service import REQUEST_ID, Service, stopped
+from tests.support.service import REQUEST_ID, Service
 from tests.support.stack import Servers
 
 PATH = "/api/v1/api-keys"

@@ -1,0 +1,228 @@
+"""The plumbing around the Kafka client, against a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from itertools import count
+
+import pytest
+
+from shared.events.topics import Topic
+from shared.kafka import (
+    Fenced,
+    KafkaUnavailable,
+    Message,
+    OutOfRange,
+    Partition,
+    Producer,
+    Reader,
+    cluster_id,
+    ensure_topics,
+    partition_count,
+)
+from shared.partitions import partition_for
+from shared.settings import Base
+from tests.support.eventually import eventually
+from tests.support.service import free_port
+from tests.support.stack import Servers
+from tests.support.topics import ends_of, read_topic
+
+pytestmark = pytest.mark.anyio
+
+_names = count(1)
+
+
+@pytest.fixture
+async def topic(servers: Servers) -> str:
+    """A new topic of two partitions."""
+    made = Topic(f"test-{next(_names)}")
+    await ensure_topics(Base(kafka=servers.kafka, partitions=2), [made])
+    return made.name
+
+
+@pytest.fixture
+async def producer(servers: Servers, topic: str) -> AsyncIterator[Producer]:
+    made = await Producer.open(servers.kafka, f"keyledger/{topic}")
+    yield made
+    await made.abandon()
+
+
+def _messages(topic: str, *values: str, partition: int = 0) -> list[Message]:
+    return [Message(Partition(topic, partition), b"key", value.encode()) for value in values]
+
+
+async def _values(kafka: str, topic: str, partition: int = 0) -> list[str]:
+    return [(record.value or b"").decode() for record in (await read_topic(kafka, topic))[partition]]
+
+
+@pytest.mark.parametrize(
+    ("key", "number"),
+    [(b"21", -973932308), (b"foobar", -790332482), (b"a-little-bit-long-string", -985981536), (b"abc", 479470107)],
+)
+def test_a_key_s_partition_is_the_one_of_kafka_s_own_clients(key: bytes, number: int) -> None:
+    """The numbers are those of Kafka's own test of its murmur2 (UtilsTest.testMurmur2)."""
+    for partitions in (1, 2, 6, 1000):
+        assert partition_for(key, partitions) == (number & 0x7FFFFFFF) % partitions
+
+
+async def test_topics_are_made_once_and_keep_their_partitions(servers: Servers) -> None:
+    topic = Topic(f"test-{next(_names)}", {"cleanup.policy": "compact"})
+    settings = Base(kafka=servers.kafka, partitions=3)
+    assert await partition_count(servers.kafka, topic.name) == 0
+    await asyncio.gather(*(ensure_topics(settings, [topic]) for _ in range(4)))
+    await ensure_topics(settings, [topic])
+    assert await partition_count(servers.kafka, topic.name) == 3
+    with pytest.raises(ValueError, match="has 3 partitions, not 4"):
+        await ensure_topics(Base(kafka=servers.kafka, partitions=4), [topic])
+
+
+async def test_a_topic_that_can_t_be_made_is_said_so(servers: Servers) -> None:
+    with pytest.raises(KafkaUnavailable, match="could not be made"):
+        await ensure_topics(Base(kafka=servers.kafka, replication=5), [Topic(f"test-{next(_names)}")])
+
+
+async def test_a_cluster_has_one_name(servers: Servers) -> None:
+    assert await cluster_id(servers.kafka) == await cluster_id(servers.kafka) != ""
+
+
+async def test_a_transaction_tells_where_each_partition_ends(servers: Servers, topic: str, producer: Producer) -> None:
+    messages = _messages(topic, "a", "b") + _messages(topic, "c", partition=1)
+    assert await producer.transaction(messages) == {Partition(topic, 0): 2, Partition(topic, 1): 1}
+    assert await _values(servers.kafka, topic, 0) == ["a", "b"]
+    assert await _values(servers.kafka, topic, 1) == ["c"]
+
+
+async def test_what_was_not_committed_is_not_read(servers: Servers, topic: str, producer: Producer) -> None:
+    await producer.transaction(_messages(topic, "before"))
+    client = producer._client
+    await client.begin_transaction()
+    await (await client.send(topic, b"left open", b"key", partition=0))
+    assert await _values(servers.kafka, topic) == ["before"]
+    successor = await Producer.open(servers.kafka, f"keyledger/{topic}")
+    await successor.transaction(_messages(topic, "after"))
+    await successor.abandon()
+    assert await _values(servers.kafka, topic) == ["before", "after"]
+
+
+async def test_a_partition_that_became_shorter_gets_nothing(servers: Servers, topic: str, producer: Producer) -> None:
+    ends = await producer.transaction(_messages(topic, "a", "b"))
+    with pytest.raises(KafkaUnavailable, match="shorter than before"):
+        await producer.transaction(_messages(topic, "c"), {Partition(topic, 0): 1000})
+    await producer.abandon()
+    again = await Producer.open(servers.kafka, f"keyledger/{topic}")
+    await again.transaction(_messages(topic, "d"), ends)
+    await again.abandon()
+    assert await _values(servers.kafka, topic) == ["a", "b", "d"]
+
+
+async def test_the_later_producer_of_an_id_fences_the_earlier(servers: Servers, topic: str, producer: Producer) -> None:
+    await producer.transaction(_messages(topic, "a"))
+    successor = await Producer.open(servers.kafka, f"keyledger/{topic}")
+    with pytest.raises(Fenced):
+        await producer.transaction(_messages(topic, "zombie"))
+    await successor.transaction(_messages(topic, "b"))
+    await successor.abandon()
+    assert await _values(servers.kafka, topic) == ["a", "b"]
+
+
+async def test_batches_are_sent_in_order(servers: Servers, topic: str) -> None:
+    producer = await Producer.open(servers.kafka)
+    try:
+        for number in range(3):
+            batch = producer.batch()
+            for each in range(4):
+                assert batch.append(timestamp=None, key=b"key", value=b"%d" % (4 * number + each), headers=[])
+            assert await producer.send(batch, Partition(topic, 0)) == 4 * number
+    finally:
+        await producer.abandon()
+    assert await _values(servers.kafka, topic) == [str(number) for number in range(12)]
+
+
+async def test_a_reader_passes_over_holes(servers: Servers, topic: str, producer: Producer) -> None:
+    """Commit markers take offsets: the position moves over them to the end."""
+    for value in "abc":
+        await producer.transaction(_messages(topic, value))
+    partition = Partition(topic, 0)
+    reader = await Reader.open(servers.kafka, [topic])
+    try:
+        assert reader.assignment() == {partition, Partition(topic, 1)}
+        begin, end = (await reader.bounds([partition]))[partition]
+        assert begin == 0
+        assert end == 6
+        reader.seek(partition, begin)
+        reader.seek(Partition(topic, 1), 0)
+        read: list[int] = []
+
+        async def at_end() -> bool:
+            read.extend(r.offset for records in (await reader.fetch(timeout_ms=100)).values() for r in records)
+            return await reader.position(partition) == end
+
+        await eventually(at_end)
+        assert read == [0, 2, 4]
+    finally:
+        await reader.close()
+
+
+async def test_a_position_outside_of_the_log_is_named(servers: Servers, topic: str, producer: Producer) -> None:
+    await producer.transaction(_messages(topic, "a"))
+    reader = await Reader.open(servers.kafka, [topic])
+    try:
+        reader.seek(Partition(topic, 0), 500)
+        reader.seek(Partition(topic, 1), 0)
+
+        async def refused() -> frozenset[Partition]:
+            try:
+                await reader.fetch(timeout_ms=200)
+            except OutOfRange as error:
+                return error.partitions
+            return frozenset()
+
+        assert await eventually(refused) == {Partition(topic, 0)}
+    finally:
+        await reader.close()
+
+
+async def test_a_topic_that_is_not_there_yet_is_said_so(servers: Servers) -> None:
+    with pytest.raises(KafkaUnavailable, match="no topic nowhere yet"):
+        await Reader.open(servers.kafka, ["nowhere"])
+
+
+@pytest.mark.parametrize("what", ["producer", "transactional producer", "reader", "admin"])
+async def test_without_kafka_everything_says_so_in_time(what: str) -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    calls = {
+        "producer": lambda: Producer.open(nowhere),
+        "transactional producer": lambda: Producer.open(nowhere, "keyledger/nowhere"),
+        "reader": lambda: Reader.open(nowhere, ["x"]),
+        "admin": lambda: cluster_id(nowhere),
+    }
+    with pytest.raises(KafkaUnavailable):
+        await asyncio.wait_for(calls[what](), 40)
+
+
+async def test_kafka_that_stops_within_a_transaction_is_noticed_and_the_next_begins_clean(
+    servers: Servers, topic: str, producer: Producer
+) -> None:
+    await producer.transaction(_messages(topic, "a"))
+    os.kill(servers.pid("kafka"), signal.SIGSTOP)
+    try:
+        with pytest.raises(KafkaUnavailable):
+            await asyncio.wait_for(producer.transaction(_messages(topic, "b")), 20)
+        await asyncio.wait_for(producer.abandon(), 10)
+    finally:
+        os.kill(servers.pid("kafka"), signal.SIGCONT)
+    await eventually(lambda: servers.status()["ready"], 60)
+
+    async def sent() -> bool:
+        again = await Producer.open(servers.kafka, f"keyledger/{topic}")
+        try:
+            return bool(await again.transaction(_messages(topic, "c")))
+        finally:
+            await again.abandon()
+
+    await eventually(sent, 60)
+    assert await _values(servers.kafka, topic) in (["a", "c"], ["a", "b", "c"])
+    assert (await ends_of(servers.kafka, topic))[Partition(topic, 0)] > 2

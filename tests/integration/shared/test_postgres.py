@@ -1,0 +1,146 @@
+"""Migrations, and what callers are told when the database is away, on real PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from shared.errors import Unavailable
+from shared.postgres import connect, migrate, open_pool, transaction
+from tests.support.eventually import eventually
+from tests.support.faults import crash
+from tests.support.service import free_port
+from tests.support.stack import Servers
+
+pytestmark = pytest.mark.anyio
+
+
+def _directory(root: Path, name: str, **files: str) -> Path:
+    directory = root / name / "migrations"
+    directory.mkdir(parents=True, exist_ok=True)
+    for file, content in files.items():
+        (directory / f"{file}.sql").write_text(content)
+    return directory
+
+
+async def _query(dsn: str, query: str) -> list[dict[str, object]]:
+    async with await connect(dsn) as connection:
+        return await (await connection.execute(query.encode())).fetchall()
+
+
+async def test_files_are_applied_in_order_and_once(database: str, tmp_path: Path) -> None:
+    first = _directory(tmp_path, "b", **{"0001_a": "CREATE TABLE a (n int)", "0002_b": "INSERT INTO a VALUES (1)"})
+    second = _directory(tmp_path, "a", **{"0001_c": "INSERT INTO a VALUES (2); INSERT INTO a VALUES (3)"})
+    assert await migrate(database, [first, second]) == [
+        "b/migrations/0001_a.sql",
+        "b/migrations/0002_b.sql",
+        "a/migrations/0001_c.sql",
+    ]
+    assert await migrate(database, [first, second]) == []
+    _directory(tmp_path, "b", **{"0003_d": "INSERT INTO a VALUES (4)"})
+    assert await migrate(database, [first, second]) == ["b/migrations/0003_d.sql"]
+    assert [row["n"] for row in await _query(database, "SELECT n FROM a ORDER BY n")] == [1, 2, 3, 4]
+
+
+async def test_many_at_once_apply_a_file_once(database: str, tmp_path: Path) -> None:
+    directory = _directory(tmp_path, "a", **{"0001_a": "SELECT pg_sleep(0.2); CREATE TABLE a (n int)"})
+    done = await asyncio.gather(*(migrate(database, [directory]) for _ in range(5)))
+    assert sorted(map(len, done)) == [0, 0, 0, 0, 1]
+
+
+async def test_a_file_that_fails_leaves_nothing(database: str, tmp_path: Path) -> None:
+    directory = _directory(tmp_path, "a", **{"0001_a": "CREATE TABLE a (n int)", "0002_b": "DROP TABLE a; SELECT 1/0"})
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await migrate(database, [directory])
+    assert await _query(database, "SELECT n FROM a") == []
+    _directory(tmp_path, "a", **{"0002_b": "DROP TABLE a"})
+    assert await migrate(database, [directory]) == ["a/migrations/0002_b.sql"]
+
+
+async def test_a_file_that_changed_after_it_was_applied_is_an_error(database: str, tmp_path: Path) -> None:
+    directory = _directory(tmp_path, "a", **{"0001_a": "CREATE TABLE a (n int)"})
+    await migrate(database, [directory])
+    _directory(tmp_path, "a", **{"0001_a": "CREATE TABLE a (n bigint)"})
+    with pytest.raises(ValueError, match=r"0001_a\.sql changed"):
+        await migrate(database, [directory])
+
+
+async def test_a_database_that_does_not_answer_is_waited_for_so_long(tmp_path: Path) -> None:
+    with pytest.raises(psycopg.OperationalError):
+        await migrate(f"postgresql://nobody:x@127.0.0.1:{free_port()}/nothing", [tmp_path], wait=0.3)
+
+
+async def test_without_a_database_a_pool_opens_and_its_callers_are_told() -> None:
+    async with open_pool(f"postgresql://nobody:x@127.0.0.1:{free_port()}/nothing", wait=0.5) as pool:
+        with pytest.raises(Unavailable) as told:
+            async with transaction(pool):
+                pass
+    assert (told.value.status, told.value.code) == (503, "unavailable")
+    assert int(told.value.headers["Retry-After"]) > 0
+
+
+async def test_a_pool_outlives_a_crash_of_the_server(servers: Servers, database: str) -> None:
+    async with open_pool(database, size=4) as pool:
+
+        async def ask() -> bool:
+            async with transaction(pool) as connection:
+                return (await (await connection.execute("SELECT 1 AS one")).fetchone()) == {"one": 1}
+
+        assert all(await asyncio.gather(*(ask() for _ in range(4))))
+        await crash(servers, "postgres")
+        await eventually(ask)
+        assert all(await asyncio.gather(*(ask() for _ in range(8))))
+
+
+async def test_a_connection_that_breaks_within_a_transaction_is_unavailable(database: str) -> None:
+    async with open_pool(database) as pool:
+        with pytest.raises(Unavailable):
+            async with transaction(pool) as connection:
+                await connection.execute("CREATE TABLE a (n int)")
+                pid = connection.info.backend_pid
+                async with await connect(database) as other:
+                    await other.execute("SELECT pg_terminate_backend(%s)", [pid])
+                await eventually(lambda: _broken(connection.execute("SELECT 1")))
+                await connection.execute("SELECT 1")
+    assert await _query(database, "SELECT FROM pg_tables WHERE tablename = 'a'") == []
+
+
+async def _broken(asking: object) -> bool:
+    try:
+        await asking  # type: ignore[misc]
+    except psycopg.OperationalError:
+        return True
+    return False
+
+
+async def test_an_error_of_the_caller_s_own_passes_through_and_rolls_back(database: str) -> None:
+    async with open_pool(database) as pool:
+        with pytest.raises(ZeroDivisionError):
+            async with transaction(pool) as connection:
+                await connection.execute("CREATE TABLE a (n int)")
+                raise ZeroDivisionError
+    assert await _query(database, "SELECT FROM pg_tables WHERE tablename = 'a'") == []
+
+
+async def test_a_session_that_is_not_used_is_ended(database: str) -> None:
+    """What a relay that was stopped loses its lock by."""
+    idle = await connect(database, idle_session_timeout="200ms")
+    await idle.execute("SELECT pg_advisory_lock(1)")
+    async with await connect(database) as other:
+
+        async def got() -> bool:
+            row = await (await other.execute("SELECT pg_try_advisory_lock(1) AS got")).fetchone()
+            return row == {"got": True}
+
+        await eventually(got, 5)
+    with pytest.raises(psycopg.OperationalError):
+        await idle.execute("SELECT 1")
+
+
+async def test_a_transaction_that_idles_is_ended(database: str) -> None:
+    async with open_pool(database) as pool, pool.connection() as connection:
+        row = await (await connection.execute("SHOW idle_in_transaction_session_timeout")).fetchone()
+        assert row == {"idle_in_transaction_session_timeout": "5s"}
