@@ -19,7 +19,7 @@ class Limits(msgspec.Struct, frozen=True, array_like=True, gc=False):
     day: int | None = None
 
 
-class KeyState(msgspec.Struct, frozen=True, array_like=True):
+class KeyState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A key as the replica holds it: the fast twin of `shared.events.keys.KeyState` with its place in the log.
 
     Times are wall-clock nanoseconds; a hash is 32 bytes with the end of its validity (None: as long as the key).
@@ -37,7 +37,7 @@ class KeyState(msgspec.Struct, frozen=True, array_like=True):
     hashes: tuple[tuple[bytes, int | None], ...] = ()
 
 
-class OwnerState(msgspec.Struct, frozen=True, array_like=True):
+class OwnerState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An owner as the replica holds it."""
 
     id: int

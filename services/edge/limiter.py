@@ -79,8 +79,14 @@ class _Window:
     def add(self, at: int, count: int = 1) -> None:
         """Counts admissions at `at`, in any order; one that the newest has left behind a window ago no longer matters."""
         lasts = self.lasts
-        if lasts and at + self.span <= lasts[-1]:
-            return
+        if lasts:
+            if lasts[-1] <= at < self.end:
+                lasts[-1] = at
+                self.counts[-1] += count
+                self.used += count
+                return
+            if at + self.span <= lasts[-1]:
+                return
         self.used += count
         index = bisect_left(lasts, at - at % self.step)
         if index < len(lasts) and lasts[index] // self.step == at // self.step:

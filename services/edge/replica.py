@@ -8,6 +8,7 @@ what comes from Kafka in `replica_states`: a serving process needs neither.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import ClassVar, NamedTuple, TypeVar
 
@@ -20,7 +21,8 @@ from services.edge.requestlog_format import boot_id
 
 FORMAT = 1
 META = b"meta"
-_CACHED_STATES = 50_000
+_CACHED_STATES = 20_000
+_NUMBERED = re.compile(r"\d+")
 
 MAP_BYTES = 256 * 1024 * 1024
 _READERS_MAX = 1024
@@ -80,12 +82,18 @@ def decode_meta(raw: bytes | None) -> Meta | None:
     return meta if meta and meta.format == FORMAT else None
 
 
+def environments(path: Path) -> list[Path]:
+    """All environments in the replica's directory, of which one is current."""
+    return [child for child in path.iterdir() if _NUMBERED.fullmatch(child.name)]
+
+
 def current(path: Path) -> Path | None:
     """The environment that is current in the replica's directory; None when there is none yet."""
     try:
-        return path / (path / "current").read_text().strip()
-    except FileNotFoundError:
+        name = (path / "current").read_text()
+    except (FileNotFoundError, UnicodeDecodeError):
         return None
+    return path / name if _NUMBERED.fullmatch(name) else None
 
 
 class Environment:

@@ -7,9 +7,8 @@ What may be served when is decided elsewhere (`readiness`); this only keeps what
 from __future__ import annotations
 
 import os
-import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,14 +16,13 @@ import lmdb
 import msgspec
 import structlog
 
-from services.edge.replica import META, Environment, Meta, current, decode_meta
+from services.edge.replica import META, Environment, Meta, current, decode_meta, environments
 from services.edge.replica_draft import Draft, StateBatch
 from services.edge.requestlog_format import boot_id
 from services.edge.requestlog_sync import sync_directory
 
 __all__ = ["PartitionsChangedError", "ReplicaWriter", "StateBatch"]
 
-_NUMBERED = re.compile(r"\d+")
 _log = structlog.get_logger()
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -143,7 +141,7 @@ class ReplicaWriter:
 
     @classmethod
     def _create(cls, path: Path, meta: Meta) -> ReplicaWriter:
-        number = max((int(name.name) for name in _numbered(path)), default=0) + 1
+        number = max((int(name.name) for name in environments(path)), default=0) + 1
         self = cls(path, Environment.open(path / str(number), readonly=False), meta)
         self._change(meta)
         return self
@@ -169,7 +167,7 @@ class ReplicaWriter:
 
     def _delete_others(self) -> None:
         # Left by a reload that a crash cut short, perhaps between pointing to the new one and telling the old one's readers.
-        for path in _numbered(self._path):
+        for path in environments(self._path):
             if path.resolve() == self._environment.path:
                 continue
             with suppress(lmdb.Error):
@@ -191,10 +189,6 @@ def _fresh(partitions: int, session: str) -> Meta:
         boot_id=boot_id(),
         session=session,
     )
-
-
-def _numbered(path: Path) -> Iterator[Path]:
-    return (child for child in path.iterdir() if _NUMBERED.fullmatch(child.name))
 
 
 def _meta_of(environment: Environment) -> Meta | None:

@@ -169,7 +169,7 @@ class LogReader:
             ended = self.ended()
             following = next((first for first in self.segments() if first > position.segment), None)
             data = _read(self.path / segment_name(position.segment), position.offset, limit)
-            items, moved = self._take(data or b"", position)
+            items, moved = self._take(data or b"", position, growing=following is None and not ended)
             if moved.offset > position.offset:
                 return items, moved
             if data is not None and len(data) == limit:
@@ -238,11 +238,15 @@ class LogReader:
                 return not items
             position = moved
 
-    def _take(self, data: bytes, position: Position) -> tuple[list[Entry | Note], Position]:
+    def _take(self, data: bytes, position: Position, *, growing: bool) -> tuple[list[Entry | Note], Position]:
         items: list[Entry | Note] = []
         segment, offset, expected, before, damaged = position
-        lasts, end = list(before), 0
-        for kind, ordinal, content, end in frames(data):  # noqa: B007 - the last end is the new position
+        lasts, passed = list(before), 0
+        for kind, ordinal, content, end in frames(data):
+            if content is None and growing and end == len(data):
+                # Damage, or a frame seen while it is being written: what follows will tell.
+                break
+            passed = end
             if content is None:
                 damaged += 1
                 expected = {DAMAGE: -1, RECORD: ordinal + 1}.get(kind, expected)
@@ -266,7 +270,7 @@ class LogReader:
                     lasts, expected = list(_decode_header(content).lasts), ordinal
             except msgspec.DecodeError:
                 damaged += 1
-        return items, Position(segment, offset + end, expected, tuple(lasts), damaged)
+        return items, Position(segment, offset + passed, expected, tuple(lasts), damaged)
 
     def _place(self, key_id: int) -> int:
         if len(self._partitions) >= _CACHED_KEYS:

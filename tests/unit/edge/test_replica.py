@@ -15,7 +15,7 @@ from services.edge import replica, replica_writer
 from services.edge.domain import KeyState, Outcome, decide
 from services.edge.domain import OwnerState as OwnerTwin
 from services.edge.readiness import Beat
-from services.edge.replica import NOTHING, ReplicaReader, ReplicaUnreadableError
+from services.edge.replica import NOTHING, ReplicaReader, ReplicaUnreadableError, environments
 from services.edge.replica_states import Unreadable, parse
 from services.edge.replica_writer import PartitionsChangedError, ReplicaWriter, StateBatch
 from shared.events import keys as published
@@ -51,13 +51,6 @@ def found(reader: ReplicaReader, secret: str) -> tuple[int, int, str] | None:
 def outcome(reader: ReplicaReader, secret: str) -> Outcome:
     key_state, owner_state = reader.lookup(hash_of(secret)) or (None, None)
     return decide(key_state, owner_state, hash_of(secret), wall_ns=0, address=None, permission=None)
-
-
-def environments(path: Path) -> list[Path]:
-    return [child for child in path.iterdir() if child.is_dir()]
-
-
-# States
 
 
 def test_a_key_is_found_by_its_hash_with_its_owner(writer: ReplicaWriter, reader: ReplicaReader) -> None:
@@ -450,6 +443,16 @@ def test_a_damaged_replica_is_thrown_away_and_begun_anew(tmp_path: Path, writer:
     assert reader.status().ready is False and found(reader, "a") is None
     apply(again, key(7, "a"))
     assert found(reader, "a") == (7, 1, "active")
+
+
+@pytest.mark.parametrize("pointer", [b"", b".", b"..", b"7", b"\xff"])
+def test_a_damaged_pointer_is_a_replica_begun_anew(tmp_path: Path, writer: ReplicaWriter, pointer: bytes) -> None:
+    writer.close()
+    (tmp_path / "current").write_bytes(pointer)
+    assert ReplicaReader(tmp_path).status() == NOTHING
+    again = ReplicaWriter.open(tmp_path, partitions=PARTITIONS)
+    apply(again, key(7, "a"))
+    assert found(ReplicaReader(tmp_path), "a") == (7, 1, "active")
 
 
 def test_a_replica_that_can_not_be_read_is_not_a_key_that_is_unknown(tmp_path: Path, writer: ReplicaWriter) -> None:

@@ -83,6 +83,26 @@ def test_damage_at_either_end_of_a_log_is_visible_too(tmp_path: Path, place: str
         assert position.damaged == 1 and reader.finished(position)
 
 
+def test_the_last_record_of_a_live_log_is_not_given_up_for_damaged_before_another_follows(tmp_path: Path) -> None:
+    log = begin(tmp_path)
+    write(log, record(0), record(1))
+    path = log.path / segment_name(0)
+    data = path.read_bytes()
+    torn = data[:-5] + b"\0" * 5
+    for limit in (10, 4096):
+        path.write_bytes(torn)
+        reader = only(tmp_path)
+        entries, position = everything(reader, limit=limit)
+        assert (entries, position.damaged) == (entries_of([record(0)]), 0)
+        path.write_bytes(data)
+        assert everything(reader, position, limit)[0] == entries_of([record(0), record(1)])[1:]
+    path.write_bytes(torn)
+    write(log, record(2))
+    entries, position = everything(only(tmp_path))
+    assert ([entry.ordinal for entry in entries], position.damaged) == ([0, 2], 1)
+    log.close()
+
+
 def test_a_record_that_is_missing_without_a_trace_is_visible(tmp_path: Path) -> None:
     records = [record(number) for number in range(4)]
     log = begin(tmp_path)
