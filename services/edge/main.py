@@ -7,7 +7,7 @@ import sys
 
 from services.edge import parent, serve
 from services.edge.settings import EdgeSettings
-from shared.process import die_with_parent, run, until_signalled
+from shared.process import Part, die_with_parent, run, until_signalled
 from shared.settings import load
 from shared.telemetry import configure_logging
 
@@ -26,7 +26,16 @@ def main(arguments: list[str]) -> None:
         run(parent.run(settings))
         return
     _stay_with(settings.parent)
-    run(until_signalled(lambda stop: serve.run(settings, stop)) if role == "serve" else _agent(settings))
+    run(until_signalled(_part(role, settings)))
+
+
+def _part(role: str, settings: EdgeSettings) -> Part:
+    if role == "serve":
+        return lambda stop: serve.run(settings, stop)
+    # Imported here: a serving process must not even load a client of Kafka.
+    from services.edge import agent  # noqa: PLC0415
+
+    return lambda stop: agent.run(settings, stop)
 
 
 def _stay_with(parent_id: int | None) -> None:
@@ -36,10 +45,3 @@ def _stay_with(parent_id: int | None) -> None:
     if os.getppid() != parent_id:
         # It ended before we asked to be told.
         raise SystemExit(0)
-
-
-async def _agent(settings: EdgeSettings) -> None:
-    # Imported here: a serving process must not even load a client of Kafka.
-    from services.edge import agent  # noqa: PLC0415
-
-    await until_signalled(lambda stop: agent.run(settings, stop))

@@ -33,9 +33,10 @@ from shared.telemetry import Check, internal_server
 _BACK_OFF_SECONDS = (0.1, 5.0)
 _STEADY_SECONDS = 10.0
 _POLL_SECONDS = (0.1, 1.0)
-_METRICS_EVERY = 5
+_METRICS_SECONDS = 5.0
 _ANSWER_SECONDS = 2.0
 _KILL_SECONDS = 5.0
+_SHIP_SECONDS = 12.0
 _log = structlog.get_logger()
 
 
@@ -54,7 +55,8 @@ class Child:
 
     def row(self) -> dict[str, Any]:
         """The child as /readyz lists it."""
-        pid = self.process.pid if self.process else None
+        process = self.process
+        pid = process.pid if process is not None and process.returncode is None else None
         name = f"edge-{self.role}"
         return {"name": name, "role": self.role, "pid": pid, "ready": self.ready, "restarts": self.restarts}
 
@@ -196,7 +198,8 @@ async def _end(child: Child, keeper: asyncio.Future[None], patience: float) -> N
 async def _poll(child: Child) -> None:
     """Asks a child how it is, often until it is ready."""
     often, seldom = _POLL_SECONDS
-    rounds = 0
+    loop = asyncio.get_running_loop()
+    metrics_due = 0.0
     while True:
         await asyncio.sleep(seldom if child.ready else often)
         if child.process is None or child.process.returncode is not None:
@@ -205,9 +208,9 @@ async def _poll(child: Child) -> None:
         found = await _get(child.port, "/readyz")
         if child.process.pid == pid and child.process.returncode is None:
             child.ready, child.detail = _judge(found)
-        if rounds % _METRICS_EVERY == 0 and child.ready:
+        if found and loop.time() >= metrics_due:
             child.metrics = await _get(child.port, "/metrics") or child.metrics
-        rounds += child.ready
+            metrics_due = loop.time() + _METRICS_SECONDS
 
 
 def _judge(body: str) -> tuple[bool, str]:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -96,10 +97,26 @@ class Raw:
             return True
 
     def exactly(self, count: int) -> bytes:
-        while len(self._buffer) < count:
+        pieces = [self._buffer]
+        have = len(self._buffer)
+        while have < count:
+            self._buffer = b""
             self._more()
-        data, self._buffer = self._buffer[:count], self._buffer[count:]
-        return data
+            pieces.append(self._buffer)
+            have += len(self._buffer)
+        data = b"".join(pieces)
+        self._buffer = data[count:]
+        return data[:count]
+
+    def skip(self, count: int) -> None:
+        """Reads so many bytes and forgets them."""
+        left = count - len(self._buffer)
+        self._buffer = b""
+        while left:
+            data = self.socket.recv(min(left, 1 << 20))
+            if not data:
+                raise ConnectionResetError("the server ended the connection")
+            left -= len(data)
 
     def _body(self, response: Response) -> bytes:
         if response.header("transfer-encoding") == "chunked":
@@ -193,8 +210,6 @@ class World:
     # The process
 
     def start(self) -> World:
-        if self.routes:
-            (self.data / "routes.toml").write_text(self.routes)
         with socket.create_server(("127.0.0.1", self.port), backlog=1024) as listening, socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port, self.internal_port = listening.getsockname()[1], probe.getsockname()[1]
@@ -202,7 +217,7 @@ class World:
             os.set_inheritable(listening.fileno(), True)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "services.edge", "serve"],
-                env=os.environ | self._environment(listening.fileno()),
+                env=os.environ | self.environment(listening.fileno()),
                 pass_fds=(listening.fileno(),),
                 stdout=(self.data / "out.log").open("ab"),
                 stderr=subprocess.STDOUT,
@@ -210,15 +225,22 @@ class World:
         return self
 
     def until_ready(self) -> World:
-        eventually_sync(self.is_ready)
+        eventually_sync(self.is_ready_now)
         return self
 
-    def is_ready(self) -> bool:
-        return bool(json.loads(self.internal("/readyz"))["ready"])
+    def is_ready_now(self) -> bool:
+        return bool(json.loads(self.internal_any("/readyz"))["ready"])
 
     def internal(self, path: str) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.internal_port}{path}", timeout=5) as answer:
             return answer.read().decode()
+
+    def internal_any(self, path: str) -> str:
+        """The page, whatever its status."""
+        try:
+            return self.internal(path)
+        except urllib.error.HTTPError as error:
+            return error.read().decode()
 
     @property
     def pid(self) -> int:
@@ -280,8 +302,11 @@ class World:
                 total += float(value)
         return total
 
-    def _environment(self, listening: int) -> dict[str, str]:
+    def environment(self, listening: int) -> dict[str, str]:
+        """What the edge's processes read, with the routes that they are pointed to."""
         origin = self.upstream.origin
+        if self.routes:
+            (self.data / "routes.toml").write_text(self.routes)
         return {
             "KEYLEDGER_KAFKA": "127.0.0.1:1",
             "KEYLEDGER_INTERNAL_PORT": str(self.internal_port),
