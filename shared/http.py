@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Annotated, Any
 
 import jwt
 import structlog
+import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from fastapi import Depends, FastAPI, Header, Query, Request
@@ -23,6 +26,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.errors import BadRequest, Invalid, PermissionMissing, Problem, Unauthenticated
+from shared.process import Part
 
 AUDIENCE = "keyledger"
 ISSUER = "keyledger"
@@ -301,3 +305,36 @@ def _capped(receive: Receive) -> Callable[[], Awaitable[Message]]:
         return message
 
     return capped
+
+
+def http_server(app: ASGIApp, host: str, port: int) -> Part:
+    """Serves an ASGI application until the process is told to stop; requests under way are answered first."""
+
+    async def part(stop: asyncio.Event) -> None:
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            http="httptools",
+            loop="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=10,
+            h11_max_incomplete_event_size=65536,
+        )
+        server = _Server(config)
+        serving = asyncio.ensure_future(server.serve())
+        await asyncio.wait([serving, asyncio.ensure_future(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await serving
+
+    return part
+
+
+class _Server(uvicorn.Server):
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        """Leaves the signals to `until_signalled`."""
+        return nullcontext()

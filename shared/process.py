@@ -5,19 +5,31 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import nullcontext
-from typing import Any
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 import structlog
-import uvicorn
 import uvloop
-from starlette.types import ASGIApp
+
+from shared.settings import Base, load
+from shared.telemetry import configure_logging
 
 _PR_SET_PDEATHSIG = 1
 _log = structlog.get_logger()
 
+S = TypeVar("S", bound=Base)
 Part = Callable[[asyncio.Event], Awaitable[None]]
+
+
+def run_role(service: str, settings: type[S], roles: Mapping[str, Callable[[S], Coroutine[Any, Any, None]]]) -> None:
+    """Runs the role that the command line names, with the settings of its service."""
+    role = sys.argv[1] if len(sys.argv) > 1 else ""
+    if role not in roles:
+        raise SystemExit(f"usage: python -m services.{service} {'|'.join(roles)}")
+    loaded = load(settings)
+    configure_logging(loaded.log_level, service=service, role=role)
+    run(roles[role](loaded))
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -48,36 +60,3 @@ async def until_signalled(*parts: Part) -> None:
     for result in results:
         if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
             raise result
-
-
-def http_server(app: ASGIApp, host: str, port: int) -> Part:
-    """Serves an ASGI application until the process is told to stop; requests under way are answered first."""
-
-    async def part(stop: asyncio.Event) -> None:
-        config = uvicorn.Config(
-            app,
-            host=host,
-            port=port,
-            http="httptools",
-            loop="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=10,
-            h11_max_incomplete_event_size=65536,
-        )
-        server = _Server(config)
-        serving = asyncio.ensure_future(server.serve())
-        await asyncio.wait([serving, asyncio.ensure_future(stop.wait())], return_when=asyncio.FIRST_COMPLETED)
-        server.should_exit = True
-        await serving
-
-    return part
-
-
-class _Server(uvicorn.Server):
-    def capture_signals(self):  # type: ignore[no-untyped-def]
-        """Leaves the signals to `until_signalled`."""
-        return nullcontext()

@@ -33,7 +33,7 @@ def _part(role: str, settings: EdgeSettings) -> Part:
     if role == "serve":
         return lambda stop: serve.run(settings, stop)
     # Imported here: a serving process must not even load a client of Kafka.
-    from services.edge import agent  # noqa: PLC0415
+    from services.edge import agent
 
     return lambda stop: agent.run(settings, stop)
 

