@@ -9,15 +9,10 @@ DAY_MS = 24 * 3600 * 1000
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic's name and its configuration beyond the cluster's defaults. `dead_letters` names where its poison goes."""
+    """A topic's name and its configuration beyond the cluster's defaults."""
 
     name: str
     config: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def dead_letters(self) -> str:
-        """The topic of records that a consumer could not take."""
-        return f"{self.name}.dlq"
 
 
 def _compacted(segment_ms: int) -> dict[str, str]:

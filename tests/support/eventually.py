@@ -14,7 +14,7 @@ _INTERVAL = 0.02
 
 
 async def eventually(
-    predicate: Callable[[], T | None | Awaitable[T | None]], deadline: float = 30.0, interval: float = _INTERVAL
+    predicate: Callable[[], T | Awaitable[T | None] | None], deadline: float = 30.0, interval: float = _INTERVAL
 ) -> T:
     """The predicate's first truthy value. It may raise while the condition does not hold yet.
 
@@ -46,7 +46,7 @@ def eventually_sync(predicate: Callable[[], T | None], deadline: float = 30.0, i
         time.sleep(interval)
 
 
-async def _attempt(predicate: Callable[[], T | None | Awaitable[T | None]]) -> tuple[T | None, Exception | None]:
+async def _attempt(predicate: Callable[[], T | Awaitable[T | None] | None]) -> tuple[T | None, Exception | None]:
     try:
         value = predicate()
         if inspect.isawaitable(value):
