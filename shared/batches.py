@@ -1,6 +1,8 @@
 """One batch of one topic into the database: what is new in it is handed to the topic's handler, what is poison comes back.
 
-Runs inside the consumer's transaction, and again from the start when that was rolled back.
+Runs inside the consumer's transaction, and again from the start when that was rolled back. What is known of the batch's
+logs and streams is read without a lock: it changes only together with the offsets, and the transaction ends by comparing
+those. The handler comes first of what is written, and may do so by COPY (see `consumed.advance`).
 """
 
 from __future__ import annotations
@@ -42,17 +44,6 @@ async def store(
     connection: Connection, subscription: Subscription, batch: Batch, partitions: int, *, careful: bool
 ) -> Intake:
     """Stores what is new in the batch. `careful`: event by event where need be, so that poison can be told apart."""
-    part = await _take_in(connection, subscription, batch, partitions)
-    for partition, records in batch.items():
-        part.next_offsets.setdefault(partition, records[-1].offset + 1)
-    if part.events and careful:
-        part.poison += await _sift(connection, subscription.handler, part.events, part.records)
-    elif part.events:
-        await subscription.handler(connection, part.events)
-    return part
-
-
-async def _take_in(connection: Connection, subscription: Subscription, batch: Batch, partitions: int) -> Intake:
     match subscription.kind:
         case Kind.MARKS:
             requests, unreadable = intake.read_requests(batch)
@@ -60,16 +51,27 @@ async def _take_in(connection: Connection, subscription: Subscription, batch: Ba
             marks = await consumed.load_marks(connection, keys)
             part = intake.by_marks(requests, marks, datetime.now(UTC))
             part.poison += unreadable
+            await _handle(connection, subscription.handler, part, careful)
             await consumed.store_marks(connection, marks, partitions)
-            return part
         case Kind.VERSIONS:
             topic = subscription.topic.name
             versions = await consumed.load_versions(connection, topic, intake.streams_of(batch))
             part = intake.by_versions(batch, versions)
+            await _handle(connection, subscription.handler, part, careful)
             await consumed.store_versions(connection, topic, versions)
-            return part
         case Kind.LATEST:
-            return intake.latest(batch)
+            part = intake.latest(batch)
+            await _handle(connection, subscription.handler, part, careful)
+    for partition, records in batch.items():
+        part.next_offsets.setdefault(partition, records[-1].offset + 1)
+    return part
+
+
+async def _handle(connection: Connection, handler: Handler, part: Intake, careful: bool) -> None:
+    if part.events and careful:
+        part.poison += await _sift(connection, handler, part.events, part.records)
+    elif part.events:
+        await handler(connection, part.events)
 
 
 async def _sift(

@@ -22,66 +22,65 @@ class Superseded(Exception):  # noqa: N818 - what happened, not a mistake
 
 @dataclass(frozen=True)
 class Held:
-    """Up to where a partition was taken, and in which cluster."""
+    """Up to where a partition was taken, in which cluster, and in how many moves."""
 
     cluster: str
     next_offset: int
+    turn: int
+
+    def moved(self, cluster: str, next_offset: int) -> Held:
+        """What is held after one more move."""
+        return Held(cluster, next_offset, self.turn + 1)
 
 
 async def held_offsets(connection: Connection, partitions: Collection[Partition]) -> dict[Partition, Held]:
     """What is stored of the partitions; those never taken from are absent."""
     rows = await connection.execute(
-        "SELECT topic, partition, cluster, next_offset FROM consumer_offsets"
+        "SELECT topic, partition, cluster, next_offset, turn FROM consumer_offsets"
         " JOIN unnest(%s::text[], %s::int[]) AS wanted (topic, partition) USING (topic, partition)",
         _columns(partitions),
     )
-    return {Partition(row["topic"], row["partition"]): Held(row["cluster"], row["next_offset"]) async for row in rows}
+    return {
+        Partition(row["topic"], row["partition"]): Held(row["cluster"], row["next_offset"], row["turn"])
+        async for row in rows
+    }
 
 
-async def move(connection: Connection, partition: Partition, held: Held | None, to: Held) -> None:
-    """Starts a partition, or puts its offset elsewhere, as nobody takes from it. `Superseded` when somebody did.
-
-    Marks count as changed then: whoever reads published marks learns the new offset from them.
-    """
-    if held is None:
-        query = "INSERT INTO consumer_offsets (cluster, next_offset, topic, partition) VALUES (%s, %s, %s, %s)"
-        moved = await connection.execute(query + " ON CONFLICT DO NOTHING", [to.cluster, to.next_offset, *partition])
-    else:
-        query = (
-            "UPDATE consumer_offsets SET cluster = %s, next_offset = %s, moved_at = now()"
-            " WHERE topic = %s AND partition = %s AND cluster = %s AND next_offset = %s"
-        )
-        values = [to.cluster, to.next_offset, *partition, held.cluster, held.next_offset]
-        moved = await connection.execute(query, values)
-        await connection.execute("UPDATE request_marks SET changed = true WHERE partition = %s", [partition.partition])
-    if moved.rowcount != 1:
-        raise Superseded(f"{partition.topic}/{partition.partition}")
-
-
-async def fence(connection: Connection, cluster: str, held: Mapping[Partition, int]) -> None:
-    """Locks the partitions' offsets, in one order everywhere, and raises `Superseded` unless they are as held."""
-    rows = await connection.execute(
-        "SELECT topic, partition, cluster, next_offset FROM consumer_offsets"
-        " JOIN unnest(%s::text[], %s::int[]) AS wanted (topic, partition) USING (topic, partition)"
-        " ORDER BY topic, partition FOR UPDATE OF consumer_offsets",
-        _columns(held),
+async def start(connection: Connection, partition: Partition, held: Held) -> None:
+    """Begins with a partition; `Superseded` when somebody did before."""
+    started = await connection.execute(
+        "INSERT INTO consumer_offsets (topic, partition, cluster, next_offset, turn) VALUES (%s, %s, %s, %s, %s)"
+        " ON CONFLICT DO NOTHING",
+        [*partition, held.cluster, held.next_offset, held.turn],
     )
-    found = {Partition(row["topic"], row["partition"]): (row["cluster"], row["next_offset"]) async for row in rows}
-    if found != {partition: (cluster, offset) for partition, offset in held.items()}:
+    if started.rowcount != 1:
+        raise Superseded(f"{partition.topic}/{partition.partition} was begun by another")
+
+
+async def advance(connection: Connection, held: Mapping[Partition, Held], to: Mapping[Partition, Held]) -> None:
+    """Moves the offsets of partitions by compare-and-set: `Superseded` unless all are as held. This is the fence.
+
+    It comes last in its transaction, after the COPY of a handler: the server waits for the rest of a COPY for ever, and a
+    consumer that was stopped in one must not hold what its successor needs. The rows are locked in one order everywhere.
+    """
+    partitions = sorted(held)
+    moved = await connection.execute(
+        "WITH locked AS (SELECT o.topic, o.partition, w.to_cluster, w.to_offset, w.to_turn FROM consumer_offsets AS o"
+        " JOIN unnest(%s::text[], %s::int[], %s::text[], %s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::bigint[])"
+        " AS w (topic, partition, cluster, next_offset, turn, to_cluster, to_offset, to_turn) ON o.topic = w.topic"
+        " AND o.partition = w.partition AND o.cluster = w.cluster AND o.next_offset = w.next_offset AND o.turn = w.turn"
+        " ORDER BY o.topic, o.partition FOR UPDATE OF o)"
+        " UPDATE consumer_offsets AS o SET cluster = to_cluster, next_offset = to_offset, turn = to_turn, moved_at = now()"
+        " FROM locked WHERE o.topic = locked.topic AND o.partition = locked.partition",
+        [*_columns(partitions), *_held_columns(held[p] for p in partitions), *_held_columns(to[p] for p in partitions)],
+    )
+    if moved.rowcount != len(partitions):
         raise Superseded("the offsets are not those held")
 
 
-async def advance(connection: Connection, held: Mapping[Partition, int], to: Mapping[Partition, int]) -> None:
-    """Moves the partitions' offsets on by compare-and-set; `Superseded` when one is not as held."""
-    partitions = list(to)
-    moved = await connection.execute(
-        "UPDATE consumer_offsets AS o SET next_offset = n.next_offset, moved_at = now()"
-        " FROM unnest(%s::text[], %s::int[], %s::bigint[], %s::bigint[]) AS n (topic, partition, held, next_offset)"
-        " WHERE o.topic = n.topic AND o.partition = n.partition AND o.next_offset = n.held",
-        [*_columns(partitions), [held[p] for p in partitions], [to[p] for p in partitions]],
-    )
-    if moved.rowcount != len(partitions):
-        raise Superseded("the offsets moved meanwhile")
+async def tell_again(connection: Connection, partition: int) -> None:
+    """Counts a partition's marks as changed: whoever reads published marks learns its offset from them."""
+    await connection.execute("UPDATE request_marks SET changed = true WHERE partition = %s", [partition])
 
 
 async def load_marks(connection: Connection, keys: Collection[tuple[str, int]]) -> dict[tuple[str, int], LogMark]:
@@ -186,6 +185,11 @@ async def open_gaps(connection: Connection) -> tuple[int, float]:
 
 def _columns(partitions: Collection[Partition]) -> list[list[object]]:
     return [[partition.topic for partition in partitions], [partition.partition for partition in partitions]]
+
+
+def _held_columns(held: Iterable[Held]) -> list[list[object]]:
+    rows = list(held)
+    return [[row.cluster for row in rows], [row.next_offset for row in rows], [row.turn for row in rows]]
 
 
 def _pairs(flat: list[int]) -> tuple[tuple[int, int], ...]:

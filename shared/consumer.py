@@ -1,10 +1,10 @@
 """Exactly once from Kafka into PostgreSQL: what a batch of records changes and how far they were read is one transaction.
 
 A group of consumers shares the partitions, but its membership is never what correctness rests on. It rests on the row of
-`consumer_offsets`: locked, compared and moved on in the transaction that stores the events, so that of two consumers that
-hold the same records only one can store them. Kafka's own commits are a hint for its tools. A partition is read only
-after its offset was taken from the database and sought (`_ready`), since aiokafka may deliver records of a partition
-before it tells that it was assigned (issue 738).
+`consumer_offsets`: compared and moved on in the transaction that stores the events, so that of two consumers that hold the
+same records only one can store them. Kafka's own commits are a hint for its tools. A partition is read only after its
+offset was taken from the database and sought (`_ready`), since aiokafka may deliver records of a partition before it
+tells that it was assigned (issue 738).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from shared.batches import POISON, Subscription, store
 from shared.consumed import Held, Superseded
 from shared.intake import Batch, Intake, Kind, Tolerance, TooMuchPoison, reason
 from shared.kafka import KafkaUnavailable, OutOfRange, Partition, Reader, Record, cluster_id, partition_count
-from shared.postgres import Pool
+from shared.postgres import Connection, Pool
 from shared.telemetry import Check
 
 __all__ = ["Consumer", "Kind", "Subscription"]
@@ -72,7 +72,7 @@ class Consumer:
         self._tolerance = tolerance or Tolerance()
         self._cluster = ""
         self._partitions: dict[str, int] = {}
-        self._ready: dict[Partition, int] = {}
+        self._ready: dict[Partition, Held] = {}
         self._halted: dict[Partition, str] = {}
         self._holes: dict[Partition, int] = {}
         self._generation = 0
@@ -169,39 +169,44 @@ class Consumer:
             return
         generation = self._generation
         bounds = await reader.bounds(missing)
-        starts: dict[Partition, tuple[int, str]] = {}
+        starts: dict[Partition, tuple[Held, str]] = {}
         async with self._pool.connection() as connection:
             held = await consumed.held_offsets(connection, missing)
             for partition in sorted(missing):
-                start = offset, problem = self._start(partition, held.get(partition), *bounds[partition])
-                to = Held(self._cluster, offset)
-                if to != held.get(partition) and not problem:
-                    await consumed.move(connection, partition, held.get(partition), to)
-                starts[partition] = start
+                starts[partition] = await self._start(connection, partition, held.get(partition), *bounds[partition])
         if generation != self._generation:
             return
-        for partition, (offset, problem) in starts.items():
-            reader.seek(partition, offset)
+        for partition, (at, problem) in starts.items():
+            reader.seek(partition, at.next_offset)
             if problem:
                 self._halt(reader, partition, problem)
             else:
-                self._ready[partition] = offset
+                self._ready[partition] = at
 
-    def _start(self, partition: Partition, held: Held | None, first: int, end: int) -> tuple[int, str]:
+    async def _start(
+        self, connection: Connection, partition: Partition, held: Held | None, first: int, end: int
+    ) -> tuple[Held, str]:
         """Where to read on, or why not to. Records that expired unread are never skipped.
 
         A log that ends before what was taken of it has lost its tail. What its producers then write there anew comes in
         at the end of the log where marks show what is missing; elsewhere everything is read again and deduplicated.
         """
-        if held is None or held.cluster != self._cluster:
-            return first, ""
-        if held.next_offset < first:
-            return first, f"{_name(partition)}: records from {held.next_offset} to {first} are gone from Kafka, unread"
-        if held.next_offset > end:
+        if held is None:
+            at = Held(self._cluster, first, 0)
+            await consumed.start(connection, partition, at)
+            return at, ""
+        if held.cluster == self._cluster and first <= held.next_offset <= end:
+            return held, ""
+        if held.cluster == self._cluster and held.next_offset < first:
+            return held, f"{_name(partition)}: records from {held.next_offset} to {first} are gone from Kafka, unread"
+        if held.cluster == self._cluster:
             _lost.inc()
             _log.error("a log lost its tail", partition=_name(partition), end=end, held=held.next_offset)
-            return (end if self._subscriptions[partition.topic].kind is Kind.MARKS else first), ""
-        return held.next_offset, ""
+            first = end if self._subscriptions[partition.topic].kind is Kind.MARKS else first
+        at = held.moved(self._cluster, first)
+        await consumed.advance(connection, {partition: held}, {partition: at})
+        await consumed.tell_again(connection, partition.partition)
+        return at, ""
 
     def _halt(self, reader: Reader, partition: Partition, problem: str) -> None:
         _log.error("partition stopped", partition=_name(partition), problem=problem)
@@ -216,10 +221,10 @@ class Consumer:
             held = self._ready.get(partition)
             if held is None:
                 continue
-            if records[0].offset < held:
-                records = [record for record in records if record.offset >= held]  # noqa: PLW2901
-            elif records[0].offset > held and self._subscriptions[partition.topic].kind is Kind.MARKS:
-                self._hole(reader, partition, held, records[0].offset)
+            if records[0].offset < held.next_offset:
+                records = [record for record in records if record.offset >= held.next_offset]  # noqa: PLW2901
+            elif records[0].offset > held.next_offset and self._subscriptions[partition.topic].kind is Kind.MARKS:
+                self._hole(reader, partition, held.next_offset, records[0].offset)
                 continue
             if records:
                 batch[partition] = records
@@ -248,17 +253,16 @@ class Consumer:
             _dead.labels(topic).inc(len(part.poison))
             _clamped.inc(part.clamped)
             if generation == self._generation:
-                self._ready |= part.next_offsets
+                self._ready |= {p: held[p].moved(self._cluster, at) for p, at in part.next_offsets.items()}
                 for partition, problem in part.stopped.items():
                     reader.seek(partition, part.next_offsets[partition])
                     self._halt(reader, partition, problem)
 
     async def _store(
-        self, batch: Batch, held: dict[Partition, int], *, careful: bool
+        self, batch: Batch, held: dict[Partition, Held], *, careful: bool
     ) -> tuple[dict[str, Intake], Tolerance]:
         tolerance = replace(self._tolerance)
         async with self._pool.connection() as connection, connection.transaction():
-            await consumed.fence(connection, self._cluster, held)
             taken: dict[str, Intake] = {}
             for topic, subscription in self._subscriptions.items():
                 if part := {partition: records for partition, records in batch.items() if partition.topic == topic}:
@@ -266,9 +270,8 @@ class Consumer:
             poison = [parked for part in taken.values() for parked in part.poison]
             tolerance.allow(batch, [record for record, _ in poison])
             await consumed.park(connection, self._cluster, poison)
-            await consumed.advance(
-                connection, held, {p: o for part in taken.values() for p, o in part.next_offsets.items()}
-            )
+            offsets = {partition: at for part in taken.values() for partition, at in part.next_offsets.items()}
+            await consumed.advance(connection, held, {p: held[p].moved(self._cluster, at) for p, at in offsets.items()})
         return taken, tolerance
 
     async def _observe(self, reader: Reader) -> None:
@@ -281,7 +284,7 @@ class Consumer:
                     _lag.labels(*partition).set(max(0, reader.end(partition) - await reader.position(partition)))
         if self._ready and now - self._hinted > _HINT_EVERY:
             self._hinted = now
-            await reader.commit(dict(self._ready))
+            await reader.commit({partition: held.next_offset for partition, held in self._ready.items()})
         if now - self._looked > _LOOK_EVERY:
             self._looked = now
             async with self._pool.connection() as connection:

@@ -56,11 +56,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Usage:
-    """A key's counters as they are published."""
+    """A key's counters as they are published: the data of `shared.events.requests.KeyUsage`."""
 
     key_id: int
     owner_id: int
-    calls: int
+    usage_count: int
     last_used: datetime | None
 
 
@@ -148,18 +148,26 @@ async def publish_all_again(connection: Connection) -> None:
     await connection.execute("UPDATE closed_logs SET changed = true")
 
 
-async def changed_usage(connection: Connection, limit: int) -> list[Usage]:
-    """Counters that changed since they were published."""
-    query = "SELECT key_id, owner_id, calls, last_used FROM key_counters WHERE changed LIMIT %s"
-    return [Usage(**row) async for row in await connection.execute(query, [limit])]
+async def changed_usage(connection: Connection, after: int, limit: int) -> list[Usage]:
+    """Counters that changed since they were published, of keys after one, by key."""
+    query = (
+        "SELECT key_id, owner_id, calls AS usage_count, last_used FROM key_counters"
+        " WHERE changed AND key_id > %s ORDER BY key_id LIMIT %s"
+    )
+    return [Usage(**row) async for row in await connection.execute(query, [after, limit])]
 
 
 async def usage_published(connection: Connection, published: Sequence[Usage]) -> None:
-    """Clears the flags of counters that are still as published."""
+    """Clears the flags of counters that are still as published.
+
+    Passing over those that are being changed: whoever waits for a row here while it holds another can deadlock.
+    """
     await connection.execute(
-        "UPDATE key_counters c SET changed = false FROM unnest(%s::bigint[], %s::bigint[]) AS p (key_id, calls)"
-        " WHERE c.key_id = p.key_id AND c.calls = p.calls",
-        [[row.key_id for row in published], [row.calls for row in published]],
+        "UPDATE key_counters SET changed = false WHERE key_id IN ("
+        " SELECT c.key_id FROM key_counters c"
+        " JOIN unnest(%s::bigint[], %s::bigint[]) AS p (key_id, calls) ON c.key_id = p.key_id AND c.calls = p.calls"
+        " FOR UPDATE OF c SKIP LOCKED)",
+        [[row.key_id for row in published], [row.usage_count for row in published]],
     )
 
 
@@ -173,11 +181,15 @@ async def changed_marks(connection: Connection, topic: str, limit: int) -> list[
 
 async def marks_published(connection: Connection, published: Sequence[UsageMark]) -> None:
     """Clears the flags of marks that are still as published, and of closed logs whose every partition was."""
+    if not published:
+        return
     marks = [mark for mark in published if not mark.closed]
     await connection.execute(
-        "UPDATE request_marks m SET changed = false"
-        " FROM unnest(%s::text[], %s::int[], %s::bigint[], %s::text[]) AS p (log, partition, last, gaps)"
-        " WHERE m.log = p.log AND m.partition = p.partition AND m.last = p.last AND m.gaps = p.gaps::bigint[]",
+        "UPDATE request_marks SET changed = false WHERE (log, partition) IN ("
+        " SELECT m.log, m.partition FROM request_marks m"
+        " JOIN unnest(%s::text[], %s::int[], %s::bigint[], %s::text[]) AS p (log, partition, last, gaps)"
+        " ON m.log = p.log AND m.partition = p.partition AND m.last = p.last AND m.gaps = p.gaps::bigint[]"
+        " FOR UPDATE OF m SKIP LOCKED)",
         [
             [mark.log for mark in marks],
             [mark.partition for mark in marks],

@@ -1,10 +1,11 @@
--- Up to where each partition was taken, in which Kafka cluster. This row, locked and compared, is the fence: of two
--- consumers that hold the same records only one can move it on.
+-- Up to where each partition was taken, in which Kafka cluster. This row, compared and moved on, is the fence: of two
+-- consumers that hold the same records only one can move it. turn counts its moves: an offset may come back, a turn never.
 CREATE TABLE consumer_offsets (
     topic text NOT NULL,
     partition integer NOT NULL,
     cluster text NOT NULL,
     next_offset bigint NOT NULL CHECK (next_offset >= 0),
+    turn bigint NOT NULL DEFAULT 0,
     moved_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (topic, partition)
 );

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -363,6 +364,52 @@ async def test_only_one_of_two_that_hold_the_same_batch_stores_it(requests: Benc
             await requests.ship(records, producer)
         await requests.has_taken(identities(sent))
     await producer.abandon()
+
+
+async def test_consumer_stuck_in_a_copy_does_not_hold_up_its_successor(requests: Bench) -> None:
+    """As one is that was stopped there: the server waits for the rest of a COPY without any deadline."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def stuck(connection: Connection, events: Sequence[RequestEvent]) -> None:
+        async with connection.cursor() as cursor, cursor.copy("COPY taken (source, sequence) FROM STDIN") as copy:
+            for event in events:
+                await copy.write_row((event.source, event.data.sequence))
+            begun.set()
+            await go_on.wait()
+
+    log = Log()
+    records = traffic(log, 100)
+    await requests.ship(records)
+    requests.subscription = replace(BY_MARKS, handler=stuck)
+    async with requests.consumer(group="stuck") as zombie:
+        await begun.wait()
+        requests.subscription = BY_MARKS
+        async with requests.consumer():
+            await requests.has_taken(identities(records))
+        go_on.set()
+        await ready(zombie)
+    assert await requests.taken() == sorted(identities(records))
+
+
+async def test_offset_that_came_back_meanwhile_is_not_the_one_that_was_held(requests: Bench) -> None:
+    """Between a batch's marks and its commit the offset went back and forth: what was decided by those marks is void."""
+    log, key, tries = Log(), key_on(0), 0
+
+    async def slow(connection: Connection, events: Sequence[RequestEvent]) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 2:
+            await requests.do("UPDATE consumer_offsets SET turn = turn + 2")
+        await store_requests(connection, events)
+
+    requests.subscription = replace(BY_MARKS, handler=slow)
+    records = [log.write(key) for _ in range(20)]
+    await requests.ship(records[:10])
+    async with requests.consumer():
+        await requests.has_taken(identities(records[:10]))
+        await requests.ship(records[10:])
+        await requests.has_taken(identities(records))
+    assert tries >= 3
 
 
 async def ends(at: Bench) -> dict[int, int]:

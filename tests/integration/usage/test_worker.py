@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from shared.events import CloudEvent
+from shared.events.requests import KeyUsage, UsageMark
 from shared.events.topics import KEY_USAGE, REQUEST_EVENTS, USAGE_MARKS
 from shared.kafka import ensure_topics
 from shared.settings import Base
@@ -27,6 +29,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 async def latest(kafka: str, topic: str) -> dict[str, dict[str, Any]]:
     """The last event of each key of a compacted topic."""
     found = await read_topic(kafka, topic)
+    for record in (record for records in found.values() for record in records):
+        (CloudEvent[KeyUsage] if topic == KEY_USAGE.name else CloudEvent[UsageMark]).model_validate_json(
+            record.value or b""
+        )
     return {event["subject"]: event for records in found.values() for event in decoded(records)}
 
 
