@@ -3,7 +3,7 @@
 A log is a directory named by a random 128-bit id with segment files, named by their first ordinal, and a file `lock`
 that its writer holds (flock) as long as it lives. Nothing is appended after that, so nothing is ever cut or reused: an
 incomplete frame at the end of an ended log is its end. Reading is in `requestlog_reader`, the limiter's fold of logs in
-`requestlog_fold`, the bytes in `requestlog_format`, the sync in `requestlog_sync`: apart because different processes use
+`requestlog_fold`, the format in `requestlog_format`, the sync in `requestlog_sync`: apart because different processes use
 them.
 """
 
@@ -27,11 +27,11 @@ from services.edge.requestlog_format import (
     RECORD,
     Header,
     Note,
+    Partitions,
     Record,
     boot_id,
     encode,
     pack,
-    partition_of,
     segment_name,
 )
 from services.edge.requestlog_sync import Syncer, sync_directory
@@ -40,7 +40,6 @@ __all__ = ["Header", "LogFailed", "Note", "Record", "RequestLog"]
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 _STALE_NS = 600 * clock.SECOND
-_CACHED_KEYS = 100_000
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
 
 
@@ -71,7 +70,7 @@ class RequestLog:
         self._rolls: Header | None = None
         self._next = 0
         self._lasts = list(header.lasts)
-        self._partitions: dict[int, int] = {}
+        self._partitions = Partitions(header.partitions)
         self._frames: list[bytes] = []
         self._pending: list[Record | Note] = []
 
@@ -115,10 +114,7 @@ class RequestLog:
         self._frames.append(pack(RECORD, ordinal, encode(record)))
         self._pending.append(record)
         self._next = ordinal + 1
-        partition = self._partitions.get(record.key_id)
-        if partition is None:
-            partition = self._place(record.key_id)
-        self._lasts[partition] = ordinal
+        self._lasts[self._partitions[record.key_id]] = ordinal
 
     def note(self, key_id: int, admitted_ns: int) -> None:
         """Buffers a note of an admission whose request is still open. Its record will have `noted` set."""
@@ -196,12 +192,6 @@ class RequestLog:
         self._frames.clear()
         self._pending = []
         return LogFailed(reason, unwritten)
-
-    def _place(self, key_id: int) -> int:
-        if len(self._partitions) >= _CACHED_KEYS:
-            self._partitions.clear()
-        partition = self._partitions[key_id] = partition_of(key_id, self._header.partitions)
-        return partition
 
 
 def _header(log_id: str, edge_id: str, partitions: int, first: int, lasts: Sequence[int]) -> Header:

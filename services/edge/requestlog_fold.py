@@ -22,8 +22,9 @@ class Fold:
         self._limiter = Limiter()
         self._newest_ns = 0
         snapshot = reader.snapshot()
+        self.began = snapshot.position if snapshot else None
         self.header = snapshot.header if snapshot else reader.header
-        self.position = snapshot.position if snapshot else reader.start()
+        self.position = self.began or reader.start()
         self.wall_offset_ns = self.header.wall_ns - self.header.boot_ns
         if snapshot:
             self.wall_offset_ns = snapshot.wall_offset_ns
@@ -76,19 +77,32 @@ def snapshot(reader: LogReader, up_to: Position) -> Snapshot:
 def restore(directory: Path, limiter: Limiter, now_boot_ns: int, now_wall_ns: int) -> list[str]:
     """Folds all logs in `directory` into `limiter`; returns the ids of those that could not be read.
 
-    Admissions of another boot come to today's boot clock by way of the wall clock; none is taken for a future one.
+    Admissions of another boot come to today's boot clock by way of the wall clock; none is taken for a future one. The
+    agent may write snapshots and delete segments and logs meanwhile.
     """
     unreadable = []
     for reader in logs(directory):
         try:
-            fold = Fold(reader)
+            fold = _whole(reader)
         except LogUnreadableError:
             unreadable.append(reader.id)
             continue
-        while fold.advance():
-            pass
+        except FileNotFoundError:
+            # Removed under this reading: nothing in it counted any more.
+            continue
         limiter.load(fold.counts(), shift_ns=fold.shift_ns(now_boot_ns, now_wall_ns), now_ns=now_boot_ns)
     return unreadable
+
+
+def _whole(reader: LogReader) -> Fold:
+    while True:
+        fold = Fold(reader)
+        while fold.advance():
+            pass
+        # Segments are deleted only after a newer snapshot was written: without one, none was missing in this fold.
+        newest = reader.snapshot()
+        if fold.began == (newest.position if newest else None):
+            return fold
 
 
 def outlived(reader: LogReader, now_boot_ns: int, now_wall_ns: int) -> bool:

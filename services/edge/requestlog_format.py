@@ -27,6 +27,7 @@ _FIELDS = struct.Struct("<4sBIQI")
 _FRAME = struct.Struct("<4sBIQII")
 _CRC = struct.Struct("<I")
 OVERHEAD = _FRAME.size
+_REMEMBERED = 100_000
 
 encode = msgspec.msgpack.Encoder().encode
 
@@ -146,6 +147,20 @@ def boot_id() -> str:
 def partition_of(key_id: int, partitions: int) -> int:
     """The partition of a key's records: Kafka's own partitioner over the record's key."""
     return partition_for(b"key-%d" % key_id, partitions)
+
+
+class Partitions(dict[int, int]):
+    """The partitions of keys by id, worked out when asked for and then remembered. `count`: how many there are."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def __missing__(self, key_id: int) -> int:
+        if len(self) >= _REMEMBERED:
+            self.clear()
+        partition = self[key_id] = partition_of(key_id, self.count)
+        return partition
 
 
 def segment_name(first: int) -> str:

@@ -1,7 +1,7 @@
-"""Reading request logs, live and ended: by the agent that ships them and by the limiter's fold. Nothing is ever changed.
+"""Reading request logs, live and ended, by the agent that ships them and by the limiter's fold; deleting what is read.
 
 A reading is a function of the files and a position, so the same part read twice, by whomever, gives the same entries
-with the same ordinals and the same `previous`. Damage costs the damaged record only and is counted in the position.
+with the same ordinals and the same `previous` (`requestlog_entries`). What is in a segment is never changed.
 """
 
 from __future__ import annotations
@@ -13,71 +13,32 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
+from services.edge.requestlog_entries import Batch, Entry, Position, parse
 from services.edge.requestlog_format import (
-    DAMAGE,
     FORMAT,
     HEADER,
-    NOTE,
-    RECORD,
     SNAPSHOT,
     Header,
     Note,
-    Record,
+    Partitions,
     frames,
     is_damage,
     pack,
-    partition_of,
     segment_name,
 )
 from services.edge.requestlog_sync import sync_directory
 
+__all__ = ["Batch", "Entry", "LogReader", "LogUnreadableError", "Position", "Snapshot", "logs"]
+
 READ_BYTES = 1024 * 1024
-_CACHED_KEYS = 100_000
+_HEADER_BYTES = 64 * 1024
 _LOG_NAME = re.compile(r"[0-9a-f]{32}")
 _SEGMENT_NAME = re.compile(r"(\d{20})\.log")
 
-_decode_record = msgspec.msgpack.Decoder(Record).decode
-_decode_note = msgspec.msgpack.Decoder(Note).decode
 _decode_header = msgspec.msgpack.Decoder(Header).decode
-
-
-class Position(NamedTuple):
-    """A place between two frames of a log: byte `offset` of the segment that begins with ordinal `segment`.
-
-    `ordinal` is the next record's, -1 when damage made that unknown; `lasts` has each partition's last ordinal before;
-    `damaged` counts the damaged places passed. Positions of one log are ordered.
-    """
-
-    segment: int
-    offset: int
-    ordinal: int
-    lasts: tuple[int, ...]
-    damaged: int = 0
-
-    @property
-    def end(self) -> int:
-        """An ordinal beyond all before this position: at the end of a log that of its `closed` record."""
-        return self.ordinal if self.ordinal >= 0 else max(self.lasts) + 1
-
-
-class Entry(NamedTuple):
-    """A record with its place: `previous` is the ordinal of the log's record before it in the same partition, or -1."""
-
-    ordinal: int
-    partition: int
-    previous: int
-    record: Record
-
-
-class Batch(NamedTuple):
-    """What was read: entries in order, and where to read on. No entries and the same position: there is no more yet."""
-
-    entries: list[Entry]
-    position: Position
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -114,7 +75,7 @@ class LogReader:
         self.path = path
         self.id = path.name
         self._header: Header | None = None
-        self._partitions: dict[int, int] = {}
+        self._partitions: Partitions | None = None
 
     @property
     def header(self) -> Header:
@@ -169,7 +130,7 @@ class LogReader:
             ended = self.ended()
             following = next((first for first in self.segments() if first > position.segment), None)
             data = _read(self.path / segment_name(position.segment), position.offset, limit)
-            items, moved = self._take(data or b"", position, growing=following is None and not ended)
+            items, moved = parse(data or b"", position, self._placed(), growing=following is None and not ended)
             if moved.offset > position.offset:
                 return items, moved
             if data is not None and len(data) == limit:
@@ -238,45 +199,10 @@ class LogReader:
                 return not items
             position = moved
 
-    def _take(self, data: bytes, position: Position, *, growing: bool) -> tuple[list[Entry | Note], Position]:
-        items: list[Entry | Note] = []
-        segment, offset, expected, before, damaged = position
-        lasts, passed = list(before), 0
-        for kind, ordinal, content, end in frames(data):
-            if content is None and growing and end == len(data):
-                # Damage, or a frame seen while it is being written: what follows will tell.
-                break
-            passed = end
-            if content is None:
-                damaged += 1
-                expected = {DAMAGE: -1, RECORD: ordinal + 1}.get(kind, expected)
-                continue
-            try:
-                if kind == RECORD:
-                    if ordinal < (expected if expected >= 0 else max(lasts) + 1):
-                        damaged += 1
-                        continue
-                    damaged += expected not in (ordinal, -1)
-                    expected = ordinal + 1
-                    record = _decode_record(content)
-                    partition = self._partitions.get(record.key_id)
-                    if partition is None:
-                        partition = self._place(record.key_id)
-                    items.append(Entry(ordinal, partition, lasts[partition], record))
-                    lasts[partition] = ordinal
-                elif kind == NOTE:
-                    items.append(_decode_note(content))
-                elif kind == HEADER:
-                    lasts, expected = list(_decode_header(content).lasts), ordinal
-            except msgspec.DecodeError:
-                damaged += 1
-        return items, Position(segment, offset + passed, expected, tuple(lasts), damaged)
-
-    def _place(self, key_id: int) -> int:
-        if len(self._partitions) >= _CACHED_KEYS:
-            self._partitions.clear()
-        partition = self._partitions[key_id] = partition_of(key_id, self.header.partitions)
-        return partition
+    def _placed(self) -> Partitions:
+        if self._partitions is None:
+            self._partitions = Partitions(self.header.partitions)
+        return self._partitions
 
 
 def _read(path: Path, offset: int, limit: int) -> bytes | None:
@@ -289,7 +215,7 @@ def _read(path: Path, offset: int, limit: int) -> bytes | None:
 
 
 def _read_header(path: Path) -> Header | None:
-    frame = next(frames(_read(path, 0, READ_BYTES) or b""), None)
+    frame = next(frames(_read(path, 0, _HEADER_BYTES) or b""), None)
     if frame is None or frame.kind != HEADER or frame.content is None:
         return None
     with suppress(msgspec.DecodeError):

@@ -9,7 +9,9 @@ import pytest
 from services.edge import requestlog_fold
 from services.edge.domain import Limits
 from services.edge.limiter import LONGEST, SECOND, Limiter
+from services.edge.requestlog import Note
 from services.edge.requestlog_fold import Fold, outlived, restore, snapshot
+from services.edge.requestlog_reader import Entry, LogReader, Position
 from tests.unit.edge.logs import (
     NOW,
     WALL,
@@ -60,13 +62,49 @@ def test_snapshots_change_nothing_wherever_they_are_taken(tmp_path: Path) -> Non
     whole = Limiter()
     restore(tmp_path, whole, NOW + SECOND, WALL + SECOND)
     for position in positions(reader):
-        snapshot(reader, position)
-        for segment in reader.segments():
-            if segment < position.segment:
-                reader.delete_segment(segment)
+        sweep(reader, position)
         limiter = Limiter()
         restore(tmp_path, limiter, NOW + SECOND, WALL + SECOND)
         assert limiter.dump() == whole.dump()
+
+
+def test_segments_that_are_deleted_under_a_start_are_counted_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, _ = rolled(tmp_path)
+    whole = Limiter()
+    restore(tmp_path, whole, NOW + SECOND, WALL + SECOND)
+    places = list(positions(reader))
+    ahead = [places[len(places) // 3], places[-1]]
+    real = LogReader.scan
+
+    def sweep_then_scan(self: LogReader, position: Position) -> tuple[list[Entry | Note], Position]:
+        monkeypatch.setattr(LogReader, "scan", real)
+        if ahead:
+            sweep(reader, ahead.pop(0))
+            monkeypatch.setattr(LogReader, "scan", sweep_then_scan if ahead else real)
+        return real(self, position)
+
+    monkeypatch.setattr(LogReader, "scan", sweep_then_scan)
+    limiter = Limiter()
+    restore(tmp_path, limiter, NOW + SECOND, WALL + SECOND)
+    assert limiter.dump() == whole.dump()
+
+
+def sweep(reader: LogReader, position: Position) -> None:
+    """What the agent does with a log that is stored up to a position."""
+    snapshot(reader, position)
+    for segment in reader.segments():
+        if segment < position.segment:
+            reader.delete_segment(segment)
+
+
+def test_a_log_that_is_removed_under_a_start_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rolled(tmp_path / "a")
+    reader = only(tmp_path / "a")
+    monkeypatch.setattr(LogReader, "snapshot", lambda self: self.remove() if self.path.exists() else None)
+    assert restore(tmp_path / "a", Limiter(), NOW, WALL) == []
+    assert not reader.path.exists()
 
 
 def test_a_snapshot_forgets_what_the_log_itself_has_left_behind(tmp_path: Path) -> None:
