@@ -221,6 +221,7 @@ async def reserve_id(connection: Connection, sequence: str, command_id: uuid.UUI
     row = await (await connection.execute("SELECT nextval(%s::regclass) AS id", [sequence])).fetchone()
     assert row is not None
     if command_id is not None:
-        query = "INSERT INTO commands (id, result) VALUES (%s, %s)"
-        await connection.execute(query, [command_id, Jsonb({"id": row["id"]})])
+        query = "INSERT INTO commands (id, result) VALUES (%s, %s) ON CONFLICT DO NOTHING"
+        if (await connection.execute(query, [command_id, Jsonb({"id": row["id"]})])).rowcount == 0:
+            return await reserve_id(connection, sequence, command_id)
     return int(row["id"])
