@@ -91,8 +91,13 @@ async def _quiet(pool: Pool, kafka: str) -> None:
 
 async def _assert_whole(pool: Pool, kafka: str) -> None:
     await _quiet(pool, kafka)
-    await assert_events_are_the_log(pool, kafka)
-    await assert_states_are_the_table(pool, kafka)
+
+    async def whole() -> bool:
+        await assert_events_are_the_log(pool, kafka)
+        await assert_states_are_the_table(pool, kafka)
+        return True
+
+    await eventually(whole, 10, 0.5)
 
 
 @asynccontextmanager
