@@ -13,7 +13,7 @@ import msgspec
 
 from services.edge.domain import KeyState, OwnerState
 from services.edge.readiness import Beat
-from services.edge.replica import Environment, Meta
+from services.edge.replica_files import Environment, Meta
 from services.edge.replica_states import UNREADABLE, Unreadable, parse
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -16,8 +16,8 @@ import lmdb
 import msgspec
 import structlog
 
-from services.edge.replica import META, Environment, Meta, current, decode_meta, environments
 from services.edge.replica_draft import Draft, StateBatch
+from services.edge.replica_files import META, Environment, Meta, current, decode_meta, environments
 from services.edge.requestlog_format import boot_id
 from services.edge.requestlog_sync import sync_directory
 

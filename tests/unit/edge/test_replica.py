@@ -15,7 +15,8 @@ from services.edge import replica, replica_writer
 from services.edge.domain import KeyState, Outcome, decide
 from services.edge.domain import OwnerState as OwnerTwin
 from services.edge.readiness import Beat
-from services.edge.replica import NOTHING, ReplicaReader, ReplicaUnreadableError, environments
+from services.edge.replica import NOTHING, ReplicaReader, ReplicaUnreadableError
+from services.edge.replica_files import environments
 from services.edge.replica_states import Unreadable, parse
 from services.edge.replica_writer import PartitionsChangedError, ReplicaWriter, StateBatch
 from shared.events import keys as published

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from services.edge import replica
+from services.edge import replica_files
 from services.edge.replica import ReplicaReader
 from services.edge.replica_writer import ReplicaWriter, StateBatch
 from tests.support.eventually import eventually_sync
@@ -21,10 +21,10 @@ NOW = 10**15
 _READER = """
 import sys
 from pathlib import Path
-from services.edge import replica
+from services.edge import replica_files
 from services.edge.replica import ReplicaReader
 from tests.unit.edge.states import hash_of
-replica.MAP_BYTES = 128 * 1024
+replica_files.MAP_BYTES = 128 * 1024
 reader = ReplicaReader(Path(sys.argv[1]))
 for line in sys.stdin:
     status, pair = reader.status(), reader.lookup(hash_of(line.strip()))
@@ -90,7 +90,7 @@ def test_a_reader_elsewhere_sees_each_change_at_once(tmp_path: Path, elsewhere: 
 
 
 def test_the_map_grows_under_its_readers(tmp_path: Path, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replica, "MAP_BYTES", 128 * 1024)
+    monkeypatch.setattr(replica_files, "MAP_BYTES", 128 * 1024)
     writer = ReplicaWriter.open(tmp_path, partitions=1)
     apply(writer, key(0, "secret-0"))
     writer.declare(ready=True)
