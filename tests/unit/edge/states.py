@@ -1,4 +1,4 @@
-"""Records of `key-states` for tests, made with the published classes."""
+"""Records of `key-states` for tests, made with the published classes; a replica of them, and what is found in it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import hashlib
 from datetime import UTC, datetime
 from typing import Any
 
+from services.edge.domain import Outcome, decide
+from services.edge.replica import ReplicaReader
+from services.edge.replica_writer import ReplicaWriter, StateBatch
 from shared.events import CloudEvent, EventData
 from shared.events.keys import Hash, Heartbeat, KeyState, Limits, OwnerState
 
+NOW = 10**15
 MOMENT = datetime(2024, 3, 20, 12, 0, 0, 123456, tzinfo=UTC)
 
 StateRecord = tuple[bytes, bytes | None]
@@ -57,3 +61,21 @@ def owner(number: int = 3, *, version: int = 1, epoch: int = 1, status: str = "a
 def beat(partition: int, streams: int, *, position: int = 1, epoch: int = 1) -> StateRecord:
     data = Heartbeat(partition=partition, position=position, streams=streams)
     return b"beat-%d" % partition, event(data, f"beat-{partition}", version=None, epoch=epoch)
+
+
+def apply(
+    writer: ReplicaWriter, *records: StateRecord, partition: int = 0, now: int = NOW, at_end: bool = True
+) -> None:
+    offset = (writer.offsets.get(partition) or 0) + len(records)
+    writer.apply([StateBatch(partition, records, offset, at_end)], now)
+
+
+def found(reader: ReplicaReader, secret: str) -> tuple[int, int, str] | None:
+    """Id, version and status of the key that a secret finds."""
+    pair = reader.lookup(hash_of(secret))
+    return (pair[0].id, pair[0].version, pair[0].status) if pair else None
+
+
+def outcome(reader: ReplicaReader, secret: str) -> Outcome:
+    key_state, owner_state = reader.lookup(hash_of(secret)) or (None, None)
+    return decide(key_state, owner_state, hash_of(secret), wall_ns=0, address=None, permission=None)

@@ -11,19 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.edge import replica, replica_writer
-from services.edge.domain import KeyState, Outcome, decide
+from services.edge import replica_writer
+from services.edge.domain import KeyState, Outcome
 from services.edge.domain import OwnerState as OwnerTwin
 from services.edge.readiness import Beat
-from services.edge.replica import NOTHING, ReplicaReader, ReplicaUnreadableError
-from services.edge.replica_files import environments
-from services.edge.replica_states import Unreadable, parse
-from services.edge.replica_writer import PartitionsChangedError, ReplicaWriter, StateBatch
+from services.edge.replica import ReplicaReader
+from services.edge.replica_states import parse
+from services.edge.replica_writer import ReplicaWriter
 from shared.events import keys as published
-from tests.unit.edge.states import MOMENT, StateRecord, beat, event, hash_of, key, owner
+from tests.unit.edge.states import MOMENT, NOW, StateRecord, apply, beat, event, found, hash_of, key, outcome, owner
 
 PARTITIONS = 2
-NOW = 10**15
 
 
 @pytest.fixture
@@ -34,24 +32,6 @@ def writer(tmp_path: Path) -> ReplicaWriter:
 @pytest.fixture
 def reader(tmp_path: Path, writer: ReplicaWriter) -> ReplicaReader:
     return ReplicaReader(tmp_path)
-
-
-def apply(
-    writer: ReplicaWriter, *records: StateRecord, partition: int = 0, now: int = NOW, at_end: bool = True
-) -> None:
-    offset = (writer.offsets.get(partition) or 0) + len(records)
-    writer.apply([StateBatch(partition, records, offset, at_end)], now)
-
-
-def found(reader: ReplicaReader, secret: str) -> tuple[int, int, str] | None:
-    """Id, version and status of the key that a secret finds."""
-    pair = reader.lookup(hash_of(secret))
-    return (pair[0].id, pair[0].version, pair[0].status) if pair else None
-
-
-def outcome(reader: ReplicaReader, secret: str) -> Outcome:
-    key_state, owner_state = reader.lookup(hash_of(secret)) or (None, None)
-    return decide(key_state, owner_state, hash_of(secret), wall_ns=0, address=None, permission=None)
 
 
 def test_a_key_is_found_by_its_hash_with_its_owner(writer: ReplicaWriter, reader: ReplicaReader) -> None:
@@ -170,102 +150,6 @@ def test_the_fast_twin_says_what_the_published_class_says(data: published.KeySta
     assert seconds == (data.expires_at and pytest.approx(data.expires_at.timestamp()))
 
 
-# Records that make no sense
-
-NONSENSE = [
-    b"",
-    b"{}",
-    b"null",
-    b"[]",
-    b"\xff\xfe",
-    b'{"type":"key.state"}',
-    b'{"type":"key.state","epoch":1,"streamversion":2,"data":{}}',
-    b"[" * 100_000,
-    key(8)[1] or b"",
-    owner(7)[1] or b"",
-    (key(7, version=2)[1] or b"") + b"x",
-]
-
-
-@pytest.mark.parametrize("value", NONSENSE)
-def test_a_key_whose_record_makes_no_sense_is_refused_until_one_does(
-    writer: ReplicaWriter, reader: ReplicaReader, value: bytes
-) -> None:
-    apply(writer, owner(3), key(7, "a"), (b"key-7", value), key(8, "b"))
-    assert writer.malformed == 1
-    assert outcome(reader, "a") is Outcome.not_ready
-    assert outcome(reader, "b") is Outcome.allowed
-    assert writer.meta.held == (3, 0)
-    apply(writer, key(7, "a", version=1))
-    assert outcome(reader, "a") is Outcome.not_ready
-    apply(writer, key(7, "a", version=2))
-    assert outcome(reader, "a") is Outcome.allowed
-
-
-def test_reading_nonsense_twice_changes_nothing_more(writer: ReplicaWriter, reader: ReplicaReader) -> None:
-    apply(writer, owner(3), key(7, "a"), (b"key-7", b"x"), (b"key-7", b"x"), (b"key-7", b"x"))
-    apply(writer, key(7, "a", version=2))
-    assert outcome(reader, "a") is Outcome.allowed
-
-
-def test_nonsense_that_is_known_to_be_old_is_passed_over(writer: ReplicaWriter, reader: ReplicaReader) -> None:
-    apply(writer, owner(3), key(7, "a", version=5), (b"key-7", b'{"subject":"key-7","epoch":1,"streamversion":4}'))
-    assert (outcome(reader, "a"), writer.malformed) == (Outcome.allowed, 1)
-
-
-def test_a_state_that_was_sent_broken_can_be_sent_again_whole(writer: ReplicaWriter, reader: ReplicaReader) -> None:
-    apply(writer, owner(3), key(7, "a"), (b"key-7", b'{"subject":"key-7","epoch":1,"streamversion":9}'))
-    apply(writer, key(7, "a", version=8))
-    assert outcome(reader, "a") is Outcome.not_ready
-    apply(writer, key(7, "a", version=9))
-    assert outcome(reader, "a") is Outcome.allowed
-
-
-def test_an_owner_whose_record_makes_no_sense_has_its_keys_refused(
-    writer: ReplicaWriter, reader: ReplicaReader
-) -> None:
-    apply(writer, owner(3), key(7, "a"), (b"owner-3", b"?"))
-    assert outcome(reader, "a") is Outcome.not_ready
-    apply(writer, owner(3, version=2))
-    assert outcome(reader, "a") is Outcome.allowed
-
-
-def test_nonsense_about_a_key_never_seen_is_a_stream_that_is_held(writer: ReplicaWriter, reader: ReplicaReader) -> None:
-    apply(writer, (b"key-7", b"?"), (b"owner-3", b"?"))
-    assert writer.meta.held == (2, 0)
-    apply(writer, key(7, "a"), owner(3))
-    assert (outcome(reader, "a"), writer.meta.held) == (Outcome.allowed, (2, 0))
-
-
-@pytest.mark.parametrize("name", [None, b"", b"key-", b"key-x", b"key--1", b"key-07", b"key-" + b"9" * 19, b"ticket-1"])
-def test_a_record_that_names_nothing_is_counted_and_passed_over(writer: ReplicaWriter, name: bytes | None) -> None:
-    writer.apply([StateBatch(0, [(name, key(7)[1])], 5)], NOW)
-    assert (writer.malformed, writer.meta.held, writer.offsets) == (1, (0, 0), {0: 5})
-
-
-@given(value=st.binary(max_size=200) | st.text(max_size=50).map(str.encode))
-def test_no_value_is_too_strange(value: bytes) -> None:
-    for name in (b"key-7", b"owner-7", b"beat-7"):
-        record = parse(name, value)
-        assert record is not None and isinstance(record.value, Unreadable)
-
-
-@given(data=st.data())
-def test_one_changed_byte_never_makes_a_key_good_that_was_not(data: st.DataObject) -> None:
-    name, value = key(7, "a", version=2, status="revoked")
-    assert value is not None
-    at = data.draw(st.integers(0, len(value) - 1))
-    record = parse(name, value[:at] + data.draw(st.binary(min_size=1, max_size=1)) + value[at + 1 :])
-    assert record is not None
-    if isinstance(record.value, KeyState):
-        owner_state = OwnerTwin(record.value.owner_id, 1, 1, "active")
-        judged = decide(record.value, owner_state, hash_of("a"), wall_ns=0, address=None, permission=None)
-        assert judged is not Outcome.allowed
-
-
-# Any order, any batches
-
-
 @dataclass
 class Model:
     """The newest state by stream, as a dictionary."""
@@ -326,9 +210,6 @@ def test_the_newest_states_are_held_however_the_records_are_cut_and_repeated(
     reader.close()
 
 
-# Heartbeats and offsets
-
-
 def test_freshness_is_the_heartbeat_of_the_partition_that_waited_longest(
     writer: ReplicaWriter, reader: ReplicaReader
 ) -> None:
@@ -382,149 +263,3 @@ def test_a_batch_that_fails_in_the_middle_has_changed_nothing(
     monkeypatch.undo()
     assert writer.meta == before
     assert found(reader, "a") == (7, 1, "active") and found(reader, "b") is found(reader, "c") is None
-
-
-# What may be read
-
-
-def test_before_there_is_a_replica_nothing_is_found_and_then_it_is(tmp_path: Path) -> None:
-    reader = ReplicaReader(tmp_path / "replica")
-    assert reader.status() == NOTHING and reader.lookup(hash_of("a")) is None
-    writer = ReplicaWriter.open(tmp_path / "replica", partitions=1)
-    apply(writer, key(7, "a"), beat(0, 1))
-    writer.declare(ready=True)
-    assert reader.status().ready and found(reader, "a") == (7, 1, "active")
-
-
-def test_it_is_ready_when_declared_so_and_only_in_that_run_of_the_edge(tmp_path: Path) -> None:
-    writer = ReplicaWriter.open(tmp_path, partitions=1, session="first")
-    mine, other = ReplicaReader(tmp_path, "first"), ReplicaReader(tmp_path, "second")
-    assert not mine.status().ready
-    writer.declare(ready=True, complete=True)
-    assert mine.status().ready and not other.status().ready
-    writer.close()
-    writer = ReplicaWriter.open(tmp_path, partitions=1, session="first")
-    assert mine.status().ready
-    writer.close()
-    writer = ReplicaWriter.open(tmp_path, partitions=1, session="second")
-    assert not mine.status().ready and not other.status().ready
-    assert other.status().complete
-    writer.declare(ready=True)
-    assert other.status().ready
-
-
-def test_heartbeats_of_another_boot_say_nothing_of_freshness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    writer = ReplicaWriter.open(tmp_path, partitions=1)
-    apply(writer, beat(0, 0))
-    assert ReplicaReader(tmp_path).status().fresh_ns == NOW
-    writer.close()
-    for module in (replica, replica_writer):
-        monkeypatch.setattr(module, "boot_id", lambda: "another boot")
-    assert ReplicaReader(tmp_path).status().fresh_ns == 0
-    writer = ReplicaWriter.open(tmp_path, partitions=1)
-    assert (writer.meta.beat_ns, writer.meta.beats) == ((0,), (Beat(1, 1, 0),))
-
-
-def test_a_replica_of_another_number_of_partitions_is_refused(tmp_path: Path, writer: ReplicaWriter) -> None:
-    writer.close()
-    with pytest.raises(PartitionsChangedError, match="has 3 partitions, the replica was made for 2"):
-        ReplicaWriter.open(tmp_path, partitions=3)
-    ReplicaWriter.open(tmp_path, partitions=2)
-
-
-@pytest.mark.parametrize("damage", [b"", b"junk" * 5000, b"\0" * 8192])
-def test_a_damaged_replica_is_thrown_away_and_begun_anew(tmp_path: Path, writer: ReplicaWriter, damage: bytes) -> None:
-    apply(writer, key(7, "a"))
-    writer.declare(ready=True)
-    writer.close()
-    (environments(tmp_path)[0] / "data.mdb").write_bytes(damage)
-    again = ReplicaWriter.open(tmp_path, partitions=PARTITIONS)
-    assert (again.offsets, again.meta.ready) == ({}, False)
-    reader = ReplicaReader(tmp_path)
-    assert reader.status().ready is False and found(reader, "a") is None
-    apply(again, key(7, "a"))
-    assert found(reader, "a") == (7, 1, "active")
-
-
-@pytest.mark.parametrize("pointer", [b"", b".", b"..", b"7", b"\xff"])
-def test_a_damaged_pointer_is_a_replica_begun_anew(tmp_path: Path, writer: ReplicaWriter, pointer: bytes) -> None:
-    writer.close()
-    (tmp_path / "current").write_bytes(pointer)
-    assert ReplicaReader(tmp_path).status() == NOTHING
-    again = ReplicaWriter.open(tmp_path, partitions=PARTITIONS)
-    apply(again, key(7, "a"))
-    assert found(ReplicaReader(tmp_path), "a") == (7, 1, "active")
-
-
-def test_a_replica_that_can_not_be_read_is_not_a_key_that_is_unknown(tmp_path: Path, writer: ReplicaWriter) -> None:
-    apply(writer, key(7, "a"))
-    writer.close()
-    (environments(tmp_path)[0] / "data.mdb").write_bytes(b"junk" * 5000)
-    reader = ReplicaReader(tmp_path)
-    assert reader.status() == NOTHING
-    with pytest.raises(ReplicaUnreadableError):
-        reader.lookup(hash_of("a"))
-
-
-# Reloading
-
-
-def test_readers_follow_to_the_environment_that_takes_its_place(
-    tmp_path: Path, writer: ReplicaWriter, reader: ReplicaReader
-) -> None:
-    apply(writer, key(7, "a"), key(8, "gone"))
-    writer.declare(ready=True)
-    assert reader.status().ready
-    other = writer.renew()
-    apply(other, key(7, "b", version=2))
-    other.declare(ready=True, complete=True, cluster="cluster-2")
-    assert found(reader, "a") == (7, 1, "active")
-    writer.swap(other)
-    assert reader.status().ready
-    assert (found(reader, "a"), found(reader, "gone"), found(reader, "b")) == (None, None, (7, 2, "active"))
-    assert (writer.meta.cluster, writer.offsets, writer.meta.held) == ("cluster-2", {0: 1}, (1, 0))
-    apply(writer, key(9, "c"))
-    assert found(reader, "c") == (9, 1, "active")
-    assert len(environments(tmp_path)) == 1
-
-
-def test_a_reload_that_is_given_up_leaves_nothing(tmp_path: Path, writer: ReplicaWriter, reader: ReplicaReader) -> None:
-    apply(writer, key(7, "a"))
-    other = writer.renew()
-    apply(other, key(8, "b"))
-    other.discard()
-    assert len(environments(tmp_path)) == 1
-    assert found(reader, "a") == (7, 1, "active")
-
-
-def test_a_crash_during_a_reload_leaves_the_replica_as_it_was(tmp_path: Path, writer: ReplicaWriter) -> None:
-    apply(writer, key(7, "a"))
-    other = writer.renew()
-    apply(other, key(8, "b"))
-    other.close()
-    writer.close()
-    again = ReplicaWriter.open(tmp_path, partitions=PARTITIONS)
-    assert again.meta.held == (1, 0) and len(environments(tmp_path)) == 1
-    assert found(ReplicaReader(tmp_path), "a") == (7, 1, "active")
-
-
-def test_a_crash_before_the_readers_were_told_of_the_new_environment_is_made_good(
-    tmp_path: Path, writer: ReplicaWriter, reader: ReplicaReader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    apply(writer, key(7, "a"))
-    assert found(reader, "a") == (7, 1, "active")
-    other = writer.renew()
-    apply(other, key(7, "b", version=2))
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ReplicaWriter, "_change", killed)
-    with pytest.raises(KeyboardInterrupt):
-        writer.swap(other)
-    monkeypatch.undo()
-    other.close()
-    assert found(reader, "a") == (7, 1, "active")
-    ReplicaWriter.open(tmp_path, partitions=PARTITIONS)
-    reader.status()
-    assert found(reader, "b") == (7, 2, "active") and found(reader, "a") is None
