@@ -7,7 +7,7 @@ from typing import get_args
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from services.edge.domain import KeyState, Limits, Outcome, OwnerState, decide, metered, problem
@@ -114,6 +114,7 @@ def test_a_status_that_no_rule_knows_is_never_allowed(status: str) -> None:
 @given(permission=st.none() | st.text(max_size=5), held=st.frozensets(st.text(max_size=5), max_size=3))
 @example("write", frozenset({"admin"}))
 @example("admin", frozenset({"read"}))
+@settings(deadline=None)
 def test_a_permission_is_held_by_name_or_as_admin(permission: str | None, held: frozenset[str]) -> None:
     enough = permission is None or permission in held or "admin" in held
     outcome = judge(key=key_with(permissions=held), permission=permission)

@@ -257,6 +257,7 @@ def test_keys_do_not_touch_each_other() -> None:
 
 
 @given(times=st.lists(st.integers(START, START + 2 * HOUR), max_size=60), order=st.randoms())
+@settings(deadline=None)
 def test_the_state_is_the_same_in_whatever_order_the_past_is_told(times: list[int], order: Random) -> None:
     told, shuffled = Limiter(), Limiter()
     for time in sorted(times):
@@ -269,6 +270,7 @@ def test_the_state_is_the_same_in_whatever_order_the_past_is_told(times: list[in
 
 
 @given(times=st.lists(st.integers(START - DAY, START), max_size=60))
+@settings(deadline=None)
 def test_admitting_and_being_told_of_it_give_the_same_state(times: list[int]) -> None:
     admitting, told = Limiter(), Limiter()
     for time in sorted(times):
@@ -281,6 +283,7 @@ def test_admitting_and_being_told_of_it_give_the_same_state(times: list[int]) ->
     times=st.lists(st.integers(START - DAY, START), max_size=40),
     shift=st.integers(-2 * DAY, 2 * DAY),
 )
+@settings(deadline=None)
 def test_a_dump_shifted_to_another_clock_counts_at_least_what_is_left(times: list[int], shift: int) -> None:
     source, limiter = Limiter(), Limiter()
     for time in times:

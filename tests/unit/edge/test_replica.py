@@ -135,6 +135,7 @@ published_states = st.builds(
 
 
 @given(data=published_states, version=st.integers(1, 10**9), epoch=st.integers(0, 10**9))
+@settings(deadline=None)
 def test_the_fast_twin_says_what_the_published_class_says(data: published.KeyState, version: int, epoch: int) -> None:
     if data.id >= 10**18:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.edge.domain import KeyState, Outcome, decide
@@ -100,6 +100,7 @@ def test_a_record_that_names_nothing_is_counted_and_passed_over(writer: ReplicaW
 
 
 @given(value=st.binary(max_size=200) | st.text(max_size=50).map(str.encode))
+@settings(deadline=None)
 def test_no_value_is_too_strange(value: bytes) -> None:
     for name in (b"key-7", b"owner-7", b"beat-7"):
         record = parse(name, value)
@@ -107,6 +108,7 @@ def test_no_value_is_too_strange(value: bytes) -> None:
 
 
 @given(data=st.data())
+@settings(deadline=None)
 def test_one_changed_byte_never_makes_a_key_good_that_was_not(data: st.DataObject) -> None:
     name, value = key(7, "a", version=2, status="revoked")
     assert value is not None

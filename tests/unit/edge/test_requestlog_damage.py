@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.edge.limiter import Limiter
@@ -183,6 +183,7 @@ def test_a_log_without_any_header_says_so(tmp_path: Path) -> None:
 
 
 @given(text=st.text(max_size=200), at=st.integers(0, OVERHEAD - 1))
+@settings(deadline=None)
 def test_no_text_pretends_to_be_a_record(text: str, at: int) -> None:
     forged = pack(RECORD, 1, b"forged").decode("latin-1")
     data = pack(RECORD, 0, msgspec.msgpack.encode(text + forged))
@@ -192,6 +193,7 @@ def test_no_text_pretends_to_be_a_record(text: str, at: int) -> None:
 
 
 @given(data=st.binary(max_size=300), good=st.lists(st.binary(max_size=20), max_size=3))
+@settings(deadline=None)
 def test_any_bytes_can_be_read_and_what_is_whole_after_them_is_found(data: bytes, good: list[bytes]) -> None:
     whole = b"".join(pack(RECORD, number, content) for number, content in enumerate(good))
     found = [frame.content for frame in frames(data + whole) if frame.kind == RECORD]
