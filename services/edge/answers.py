@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
+from operator import itemgetter
 
 from services.edge.clock import SECOND, wall_ns
 from services.edge.domain import Outcome
@@ -14,6 +15,7 @@ from services.edge.domain import problem as problem_of
 from services.edge.http1 import BadMessage
 from services.edge.limiter import Verdict
 
+_BOUNDS = itemgetter(0, 1, 2)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # An edge that is not ready is, within seconds, or somebody must look.
 RETRY_AFTER_SECONDS = 2
@@ -113,7 +115,7 @@ def limit_fields(verdict: Verdict, boot_ns: int, wall_ns: int) -> bytes:
     fields = (
         f"X-RateLimit-Limit: {verdict.limit}\r\nX-RateLimit-Remaining: {verdict.remaining}\r\n"
         f"X-RateLimit-Reset: {reset}\r\n"
-        f"RateLimit-Policy: {_policy(tuple(policy[:3] for policy in verdict.policies))}\r\n"
+        f"RateLimit-Policy: {_policy(tuple(map(_BOUNDS, verdict.policies)))}\r\n"
         f'RateLimit: "{shown}";r={verdict.remaining};t={wait}\r\n'
     )
     if not verdict.allowed:

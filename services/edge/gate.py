@@ -11,17 +11,18 @@ from random import Random
 
 from services.edge import answers, paths
 from services.edge.answers import Answer
-from services.edge.clock import SECOND
+from services.edge.clock import MILLISECOND, SECOND
 from services.edge.domain import KeyState, Outcome, decide, metered
 from services.edge.http1 import BadMessage, RequestHead
 from services.edge.limiter import Limiter, Verdict
-from services.edge.replica import ReplicaReader, ReplicaUnreadableError
+from services.edge.replica import ReplicaReader, ReplicaStatus, ReplicaUnreadableError
 from services.edge.routes import JWKS_PATH, Route, Table
 from services.edge.settings import EdgeSettings
 from shared.ids import hash_secret, well_formed
 
 _ENDPOINT_MAX = 512
 _REFUSALS_PER_SECOND = 20
+_STATUS_NS = MILLISECOND
 _CORRELATION = re.compile(rb"[\x21-\x7e]{1,128}")
 _REFUSED = frozenset({401, 403, 429})
 
@@ -84,6 +85,8 @@ class Gate:
         self._stale_ns = int(settings.stale_seconds * SECOND)
         self._refuse_ns = int(settings.strict_seconds * SECOND) if settings.mode == "strict" else None
         self._refusals = _Refusals()
+        self._status = replica.status()
+        self._status_ns = 0
         # Ids need to be unique, not secret.
         self._random = Random()  # noqa: S311
 
@@ -133,7 +136,7 @@ class Gate:
         secret = keys[0].decode("latin-1") if len(keys) == 1 else ""
         if not well_formed(secret):
             return self._refuse(passage, Outcome.malformed if keys else Outcome.missing)
-        status = self._replica.status()
+        status = self._replica_status(passage.admitted_ns)
         age_ns = passage.admitted_ns - status.fresh_ns
         if not status.ready or (self._refuse_ns is not None and age_ns > self._refuse_ns) or not self._writable():
             return self._refuse(passage, Outcome.not_ready)
@@ -156,6 +159,12 @@ class Gate:
         if outcome is Outcome.allowed and passage.key is not None:
             return self._admit(passage, passage.key)
         return self._refuse(passage, outcome)
+
+    def _replica_status(self, now_ns: int) -> ReplicaStatus:
+        if now_ns - self._status_ns > _STATUS_NS:
+            self._status = self._replica.status()
+            self._status_ns = now_ns
+        return self._status
 
     def _admit(self, passage: Passage, key: KeyState) -> None:
         verdict = passage.verdict = self._limiter.admit(key.id, key.limits, passage.admitted_ns)

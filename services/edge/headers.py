@@ -5,44 +5,30 @@ a client or an upstream sends gets through.
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 _MEMO_MAX = 4096
 _NORMALISED = bytes(c if chr(c).isalnum() and c < 128 else ord("-") for c in range(256)).lower()
 
 
-class Kind(IntEnum):
-    """What the edge does with a header."""
-
-    PASS = 0
-    DROP = 1
-    LENGTH = 2
-    ENCODING = 3
-    CONNECTION = 4
-    HOST = 5
-    EXPECT = 6
-    UPGRADE = 7
-    KEY = 8
-    REQUEST_ID = 9
-    PLATFORM = 10
-
+# What the edge does with a header. Plain integers: an enumeration's hash is slow, and this is done for every header.
+KINDS = 11
+(PASS, DROP, LENGTH, ENCODING, CONNECTION, HOST, EXPECT, UPGRADE, KEY, REQUEST_ID, PLATFORM) = range(KINDS)
 
 # RFC 9110, section 7.6.1, and what was hop-by-hop before it.
 _HOP_BY_HOP = {
-    b"content-length": Kind.LENGTH,
-    b"transfer-encoding": Kind.ENCODING,
-    b"connection": Kind.CONNECTION,
-    b"keep-alive": Kind.DROP,
-    b"te": Kind.DROP,
-    b"trailer": Kind.DROP,
-    b"upgrade": Kind.UPGRADE,
-    b"http2-settings": Kind.DROP,
+    b"content-length": LENGTH,
+    b"transfer-encoding": ENCODING,
+    b"connection": CONNECTION,
+    b"keep-alive": DROP,
+    b"te": DROP,
+    b"trailer": DROP,
+    b"upgrade": UPGRADE,
+    b"http2-settings": DROP,
 }
 _REQUEST_KINDS = _HOP_BY_HOP | {
-    b"host": Kind.HOST,
-    b"expect": Kind.EXPECT,
-    b"x-api-key": Kind.KEY,
-    b"x-request-id": Kind.REQUEST_ID,
+    b"host": HOST,
+    b"expect": EXPECT,
+    b"x-api-key": KEY,
+    b"x-request-id": REQUEST_ID,
     # The edge alone says who asked, for whom, by which method and for which path.
     **dict.fromkeys(
         (
@@ -57,7 +43,7 @@ _REQUEST_KINDS = _HOP_BY_HOP | {
             b"x-original-url",
             b"x-rewrite-url",
         ),
-        Kind.DROP,
+        DROP,
     ),
 }
 _RESPONSE_KINDS = _HOP_BY_HOP | dict.fromkeys(
@@ -73,15 +59,15 @@ _RESPONSE_KINDS = _HOP_BY_HOP | dict.fromkeys(
         b"ratelimit-reset",
         b"keyledger-identity",
     ),
-    Kind.DROP,
+    DROP,
 )
 _REQUEST_DROPPED = (b"keyledger-", b"x-forwarded-", b"proxy-")
 
-_requests: dict[bytes, Kind] = {}
-_responses: dict[bytes, Kind] = {}
+_requests: dict[bytes, int] = {}
+_responses: dict[bytes, int] = {}
 
 
-def request_kind(name: bytes) -> Kind:
+def request_kind(name: bytes) -> int:
     """What a request's header is, by its name as it was sent."""
     kind = _requests.get(name)
     if kind is None:
@@ -89,7 +75,7 @@ def request_kind(name: bytes) -> Kind:
     return kind
 
 
-def response_kind(name: bytes) -> Kind:
+def response_kind(name: bytes) -> int:
     """What a response's header is; PLATFORM passes from the platform's own services only."""
     kind = _responses.get(name)
     if kind is None:
@@ -97,26 +83,26 @@ def response_kind(name: bytes) -> Kind:
     return kind
 
 
-def _request_kind(name: bytes) -> Kind:
+def _request_kind(name: bytes) -> int:
     normal = name.translate(_NORMALISED)
     if normal.startswith(_REQUEST_DROPPED):
-        return Kind.DROP
-    return _spelt(name, normal, _REQUEST_KINDS.get(normal, Kind.PASS))
+        return DROP
+    return _spelt(name, normal, _REQUEST_KINDS.get(normal, PASS))
 
 
-def _response_kind(name: bytes) -> Kind:
+def _response_kind(name: bytes) -> int:
     normal = name.translate(_NORMALISED)
     if normal.startswith(b"proxy-"):
-        return Kind.DROP
-    kind = _RESPONSE_KINDS.get(normal, Kind.PLATFORM if normal.startswith(b"keyledger-") else Kind.PASS)
+        return DROP
+    kind = _RESPONSE_KINDS.get(normal, PLATFORM if normal.startswith(b"keyledger-") else PASS)
     return _spelt(name, normal, kind)
 
 
-def _spelt(name: bytes, normal: bytes, kind: Kind) -> Kind:
-    return Kind.DROP if kind is not Kind.PASS and name.lower() != normal else kind
+def _spelt(name: bytes, normal: bytes, kind: int) -> int:
+    return DROP if kind != PASS and name.lower() != normal else kind
 
 
-def _remember(memo: dict[bytes, Kind], name: bytes, kind: Kind) -> Kind:
+def _remember(memo: dict[bytes, int], name: bytes, kind: int) -> int:
     # Clients choose names: the memo is for the few hundred that recur.
     if len(memo) < _MEMO_MAX:
         memo[name] = kind

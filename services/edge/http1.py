@@ -5,11 +5,27 @@ it apart. What either of them refuses is refused, so nothing that only one parse
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import httptools
 
-from services.edge.headers import Kind, request_kind, response_kind
+from services.edge.headers import (
+    CONNECTION,
+    DROP,
+    ENCODING,
+    EXPECT,
+    HOST,
+    KEY,
+    KINDS,
+    LENGTH,
+    PASS,
+    PLATFORM,
+    REQUEST_ID,
+    UPGRADE,
+    request_kind,
+    response_kind,
+)
 
 HEAD_END = b"\r\n\r\n"
 REQUEST_LINE_MAX = 8 * 1024
@@ -27,6 +43,7 @@ _LENGTH = re.compile(rb"[0-9]{1,15}")
 _HOST = re.compile(rb"(?:[A-Za-z0-9.\-_]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5})?")
 
 Fields = list[tuple[bytes, bytes]]
+Known = list[list[bytes] | None]
 
 
 class BadMessage(Exception):  # noqa: N818 - what it is, not what we did wrong
@@ -134,20 +151,13 @@ class RequestParser:
         return parts.fields
 
     def _request(self, method: str, target: bytes, minor: int, fields: Fields) -> RequestHead:
-        passed: Fields = []
-        known: dict[Kind, list[bytes]] = {}
-        for field in fields:
-            kind = request_kind(field[0])
-            if kind is Kind.PASS:
-                passed.append(field)
-            elif kind is not Kind.DROP:
-                known.setdefault(kind, []).append(field[1].rstrip(b" \t"))
-        options = _options(known.get(Kind.CONNECTION))
+        passed, known = _sorted(fields, request_kind)
+        options = _options(known[CONNECTION])
         keep_alive = minor == 1 and b"close" not in options
-        if Kind.LENGTH in known or Kind.ENCODING in known or not keep_alive:
+        if known[LENGTH] or known[ENCODING] or not keep_alive:
             # httptools waits for a body now, or for the end: neither comes to it.
             self._renew()
-        if minor == 0 and Kind.ENCODING in known:
+        if minor == 0 and known[ENCODING]:
             raise BadMessage("HTTP/1.0 knows no Transfer-Encoding")
         return RequestHead(
             method=method,
@@ -156,11 +166,11 @@ class RequestParser:
             fields=_without(passed, options),
             framing=_framing(known),
             keep_alive=keep_alive,
-            host=_host(known.get(Kind.HOST), minor),
-            keys=known.get(Kind.KEY, []),
-            request_ids=known.get(Kind.REQUEST_ID, []),
-            expects_continue=minor == 1 and _expectation(known.get(Kind.EXPECT)),
-            upgrade=b",".join(known.get(Kind.UPGRADE, ())).lower(),
+            host=_host(known[HOST], minor),
+            keys=known[KEY] or [],
+            request_ids=known[REQUEST_ID] or [],
+            expects_continue=minor == 1 and _expectation(known[EXPECT]),
+            upgrade=b",".join(known[UPGRADE] or ()).lower(),
         )
 
     def _renew(self) -> None:
@@ -206,30 +216,38 @@ def check_lines(head: bytes, start: int) -> None:
 
 
 def _response(status: int, reason: bytes, minor: int, fields: Fields, method: str) -> ResponseHead:
-    passed: Fields = []
-    platform: Fields = []
-    known: dict[Kind, list[bytes]] = {}
-    for field in fields:
-        kind = response_kind(field[0])
-        if kind is Kind.PASS:
-            passed.append(field)
-        elif kind is Kind.PLATFORM:
-            platform.append(field)
-        elif kind is not Kind.DROP:
-            known.setdefault(kind, []).append(field[1].rstrip(b" \t"))
-    if minor == 0 and Kind.ENCODING in known:
+    passed, known = _sorted(fields, response_kind)
+    if minor == 0 and known[ENCODING]:
         raise BadMessage("HTTP/1.0 knows no Transfer-Encoding")
-    options = _options(known.get(Kind.CONNECTION))
+    options = _options(known[CONNECTION])
     return ResponseHead(
         status=status,
         reason=reason,
         minor=minor,
         fields=_without(passed, options),
-        platform=platform,
+        platform=[field for field in fields if response_kind(field[0]) == PLATFORM] if known[PLATFORM] else [],
         framing=_framing(known),
         bodiless=method == "HEAD" or status < 200 or status in {204, 304},
         keep_alive=minor == 1 and b"close" not in options,
     )
+
+
+def _sorted(fields: Fields, kind_of: Callable[[bytes], int]) -> tuple[Fields, Known]:
+    """The fields that pass, and the values of those that are read, by kind."""
+    passed: Fields = []
+    known: Known = [None] * KINDS
+    for field in fields:
+        kind = kind_of(field[0])
+        if kind == PASS:
+            passed.append(field)
+        elif kind != DROP:
+            value = field[1].rstrip(b" \t")
+            values = known[kind]
+            if values is None:
+                known[kind] = [value]
+            else:
+                values.append(value)
+    return passed, known
 
 
 def _without(fields: Fields, options: frozenset[bytes]) -> Fields:
@@ -239,8 +257,8 @@ def _without(fields: Fields, options: frozenset[bytes]) -> Fields:
     return [field for field in fields if field[0].lower() not in options]
 
 
-def _framing(known: dict[Kind, list[bytes]]) -> Framing:
-    lengths, encodings = known.get(Kind.LENGTH), known.get(Kind.ENCODING)
+def _framing(known: Known) -> Framing:
+    lengths, encodings = known[LENGTH], known[ENCODING]
     if encodings is not None:
         if lengths is not None or len(encodings) != 1 or encodings[0].lower() != b"chunked":
             raise BadMessage("The length of the body is ambiguous")

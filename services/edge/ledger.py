@@ -120,7 +120,7 @@ class Ledger:
         refused = {id(item) for item in unwritten}
         for record, release in pending:
             if release is not None:
-                release(id(record) not in refused)
+                _let_go(release, id(record) not in refused)
 
     def _write(self, items: Sequence[Record | Note]) -> Sequence[Record | Note]:
         """Writes `items` with one write, if need be to a new log; what can't be written is returned."""
@@ -180,3 +180,11 @@ class Ledger:
         passage.noted = True
         self._notes.append(Note(passage.key.id, passage.admitted_ns))
         self._schedule()
+
+
+def _let_go(release: Release, recorded: bool) -> None:
+    try:
+        release(recorded)
+    except Exception:
+        # The others of this turn still wait for theirs.
+        _log.exception("an answer could not be given")

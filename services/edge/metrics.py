@@ -10,6 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from services.edge.clock import SECOND
+
 _BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -19,6 +21,8 @@ class Metrics(Collector):
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int, str]] = Counter()
         self.refused: Counter[str] = Counter()
+        self._upstream_failures: Counter[tuple[str, str]] = Counter()
+        self._failure_told_ns = 0
         self.log_failures = 0
         self.in_flight = 0
         self.connections = 0
@@ -35,6 +39,14 @@ class Metrics(Collector):
         """Counts an answer that has no row in the usage log."""
         self.refused[reason] += 1
 
+    def upstream_failed(self, route: str, kind: str, now_ns: int) -> bool:
+        """Counts a request that an upstream failed; tells whether to log it: once a second, else a dead one floods the log."""
+        self._upstream_failures[route, kind] += 1
+        told = now_ns - self._failure_told_ns > SECOND
+        if told:
+            self._failure_told_ns = now_ns
+        return told
+
     def collect(self) -> Iterable[Metric]:
         """The families, for the registry."""
         requests = CounterMetricFamily(
@@ -47,6 +59,12 @@ class Metrics(Collector):
         for reason, count in tuple(self.refused.items()):
             unmetered.add_metric([reason], count)
         yield unmetered
+        failures = CounterMetricFamily(
+            "keyledger_edge_upstream_failures", "Requests that an upstream failed", labels=["route", "kind"]
+        )
+        for (route, kind), count in tuple(self._upstream_failures.items()):
+            failures.add_metric([route, kind], count)
+        yield failures
         yield self._histogram()
         yield CounterMetricFamily("keyledger_edge_log_failures", "Request logs that failed", value=self.log_failures)
         yield GaugeMetricFamily("keyledger_edge_in_flight", "Requests under way", value=self.in_flight)

@@ -15,13 +15,15 @@ from services.edge.answers import Answer
 from services.edge.clock import SECOND, boot_ns, wall_ns
 from services.edge.framing import LAST_CHUNK, chunk
 from services.edge.gate import Gate, Passage
-from services.edge.http1 import Framing, RequestHead, ResponseHead
+from services.edge.http1 import RequestHead, ResponseHead
 from services.edge.identity import Identities
 from services.edge.ledger import Ledger
 from services.edge.metrics import Metrics
+from services.edge.pool import Upstream
+from services.edge.rewrite import request_head, response_head
 from services.edge.routes import Route
 from services.edge.settings import EdgeSettings
-from services.edge.upstream import Upstream, UpstreamConnection
+from services.edge.upstream import Failure, UpstreamConnection
 
 NEVER = 1 << 62
 CLIENT_GONE = 499
@@ -162,6 +164,7 @@ class Exchange:
         self.request_done = True
         if self._connection is not None:
             if self._request.framing.chunked:
+                self._body_sent = True
                 self._connection.write(LAST_CHUNK)
             self._await_response()
 
@@ -169,9 +172,12 @@ class Exchange:
         return max(self._request.framing.length or 0, self._received) > route.body_max
 
     def _forward(self, route: Route) -> None:
-        self._fields = self._upstream_head(route)
+        edge, passage = self._edge, self.passage
+        upstream = edge.upstream(route.upstream)
+        token = edge.identities.token(passage.key, route.audience, passage.time_ns) if passage.key else None
+        self._fields = request_head(self._request, passage, upstream.authority, token)
         self.deadline_ns = boot_ns() + int(route.timeout * SECOND)
-        self._edge.upstream(route.upstream).acquire(self)
+        upstream.acquire(self)
 
     def _pass_on(self, data: bytes) -> None:
         if self._connection is None:
@@ -182,27 +188,6 @@ class Exchange:
         self._body_sent = True
         self._connection.write(chunk(data) if self._request.framing.chunked else data)
 
-    def _upstream_head(self, route: Route) -> bytes:
-        request, passage = self._request, self.passage
-        upstream = self._edge.upstream(route.upstream)
-        lines = [
-            b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (request.method.encode(), request.target, upstream.authority),
-            *[b"%b: %b\r\n" % field for field in request.fields],
-            _framing_line(request.framing),
-            b"X-Request-ID: %b\r\nX-Forwarded-Proto: http\r\n" % passage.request_id.encode(),
-        ]
-        if passage.address:
-            lines.append(b"X-Forwarded-For: %b\r\n" % passage.address.encode())
-        if request.host:
-            lines.append(b"X-Forwarded-Host: %b\r\n" % request.host)
-        if passage.correlation_id:
-            lines.append(b"X-Correlation-ID: %b\r\n" % passage.correlation_id.encode())
-        if passage.key is not None:
-            token = self._edge.identities.token(passage.key, route.audience, passage.time_ns)
-            lines.append(b"Keyledger-Identity: %b\r\n" % token)
-        lines.append(b"\r\n")
-        return b"".join(lines)
-
     # The upstream
 
     def upstream_ready(self, connection: UpstreamConnection) -> None:
@@ -212,7 +197,7 @@ class Exchange:
         ahead = [chunk(data) for data in self._ahead] if framed else self._ahead
         if framed and self.request_done:
             ahead.append(LAST_CHUNK)
-        self._body_sent = bool(self._ahead)
+        self._body_sent = bool(ahead)
         self._ahead = []
         connection.write(b"".join((self._fields, *ahead)))
         if self._continue:
@@ -224,11 +209,15 @@ class Exchange:
         else:
             self.deadline_ns = NEVER
 
-    def upstream_failed(self, reason: str, *, timed_out: bool = False) -> None:
+    def upstream_failed(self, failure: Failure, reason: str) -> None:
         """No connection, or no response that can be read."""
-        _log.warning("upstream failed", request_id=self.passage.request_id, reason=reason)
-        self._connection = None
-        self._fail(answers.GATEWAY_TIMEOUT if timed_out else answers.BAD_GATEWAY)
+        passage = self.passage
+        route = passage.route_name
+        if self._edge.metrics.upstream_failed(route, failure.value, boot_ns()):
+            _log.warning(
+                "upstream failed", route=route, failure=failure.value, reason=reason, request_id=passage.request_id
+            )
+        self._fail(answers.GATEWAY_TIMEOUT if failure is Failure.timeout else answers.BAD_GATEWAY)
 
     def upstream_lost(self) -> None:
         """The connection is gone in the middle."""
@@ -239,28 +228,23 @@ class Exchange:
             self._retried = True
             self._edge.upstream(self.passage.route.upstream).acquire(self, fresh=True)  # type: ignore[union-attr]
         else:
-            self.upstream_failed("the connection ended before a response")
+            self.upstream_failed(Failure.lost, "the connection ended before a response")
 
     def upstream_full(self, *, full: bool) -> None:
         """The upstream takes no more of the body, or again."""
         self._hold(hold=full)
-        if not self.request_done:
+        if not self.request_done and not self._responded:
             self.deadline_ns = boot_ns() + self._body_idle_ns() if full else NEVER
 
     def response_head(self, head: ResponseHead) -> None:
         """The upstream's response: its head is written anew and waits for its record."""
         now = boot_ns()
         self.deadline_ns = now + self._body_idle_ns()
-        self._keep = self._may_keep()
-        lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, head.reason)]
-        lines += [b"%b: %b\r\n" % field for field in head.fields]
-        if self.passage.route is not None and self.passage.route.platform:
-            lines += [b"%b: %b\r\n" % field for field in head.platform]
-        lines.append(self._response_framing(head))
-        lines.append(b"X-Request-ID: %b\r\n" % self.passage.request_id.encode())
-        lines.append(self.passage.limit_fields())
-        lines.append(b"\r\n" if self._keep else b"Connection: close\r\n\r\n")
-        self._out.append(b"".join(lines))
+        open_ended = head.framing.length is None and not head.bodiless
+        self._chunked = open_ended and self._request.minor == 1
+        # A client of HTTP/1.0 knows no chunks: its body ends with the connection.
+        self._keep = self._may_keep() and (self._chunked or not open_ended)
+        self._out.append(response_head(head, self.passage, chunked=self._chunked, keep=self._keep))
         self._responded = True
         self._settle(head.status, now)
 
@@ -289,18 +273,6 @@ class Exchange:
         if self._request.framing.empty:
             return self.method in _IDEMPOTENT
         return not self._body_sent
-
-    def _response_framing(self, head: ResponseHead) -> bytes:
-        if head.bodiless:
-            known = head.framing.length is not None and head.status != 204
-            return _framing_line(head.framing) if known else b""
-        if head.framing.length is None and self._request.minor == 1:
-            self._chunked = True
-            return b"Transfer-Encoding: chunked\r\n"
-        if head.framing.length is None:
-            self._keep = False
-            return b""
-        return _framing_line(head.framing)
 
     # The answer
 
@@ -333,7 +305,7 @@ class Exchange:
         if self._responded:
             self._cut()
         else:
-            self.upstream_failed("no response in time", timed_out=True)
+            self.upstream_failed(Failure.timeout, "no response in time")
 
     def recheck(self) -> None:
         """Cuts off an answer that streams to a key which by now would be refused."""
@@ -427,9 +399,3 @@ class Exchange:
 
     def _body_idle_ns(self) -> int:
         return int(self._edge.settings.body_idle_seconds * SECOND)
-
-
-def _framing_line(framing: Framing) -> bytes:
-    if framing.chunked:
-        return b"Transfer-Encoding: chunked\r\n"
-    return b"" if framing.length is None else b"Content-Length: %d\r\n" % framing.length

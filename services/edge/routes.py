@@ -75,7 +75,7 @@ class Route:
 
     def permission(self, method: str) -> str | None:
         """What permission `method` takes."""
-        return self._as_listed(method)
+        return None if self.permissions is None else self._as_listed(method)
 
     def allowed(self) -> list[str]:
         """The methods that the route lists, for Allow."""

@@ -21,13 +21,13 @@ from services.edge.identity import Identities, load_key
 from services.edge.ledger import Ledger
 from services.edge.limiter import Limiter
 from services.edge.metrics import Metrics
+from services.edge.pool import Upstream
 from services.edge.proxy import Edge
 from services.edge.replica import ReplicaReader
 from services.edge.requestlog import RequestLog
 from services.edge.requestlog_fold import restore
 from services.edge.server import Clients
 from services.edge.settings import EdgeSettings
-from services.edge.upstream import Upstream
 from shared.telemetry import Check, internal_server
 
 BACKLOG = 1024

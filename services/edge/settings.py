@@ -74,6 +74,9 @@ class EdgeSettings(Base):
         default=TIMEOUT_SECONDS, gt=0, description="For a response's head, where a route says nothing."
     )
     drain_seconds: float = Field(default=10, ge=0, description="For requests in flight after SIGTERM.")
+    connections_max: int = Field(
+        default=10_000, ge=1, description="Connections of clients; more are answered with 503."
+    )
     upstream_connections: int = Field(default=256, ge=1, description="Connections to one upstream at most.")
     upstream_idle_seconds: float = Field(
         default=4,

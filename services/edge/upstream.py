@@ -1,24 +1,30 @@
-"""Connections to upstreams: kept alive and used again, one exchange at a time, their responses read as strictly as
-requests are. A connection on which anything went wrong is not used again.
+"""A connection to an upstream: one exchange at a time, its responses read as strictly as requests are. One on which
+anything went wrong is not used again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
-from collections import deque
+from enum import StrEnum
 from typing import Protocol, cast
-from urllib.parse import urlsplit
 
 import structlog
 from typing_extensions import override
 
-from services.edge.clock import SECOND, boot_ns
 from services.edge.framing import BodyReader, EndReader, response_reader
 from services.edge.http1 import HEAD_END, RESPONSE_HEAD_MAX, BadMessage, ResponseHead, check_lines, parse_response
 
 _INTERIM_MAX = 16
 _log = structlog.get_logger()
+
+
+class Failure(StrEnum):
+    """How an upstream fails a request."""
+
+    unreachable = "unreachable"
+    timeout = "timeout"
+    lost = "lost"
+    malformed = "malformed"
 
 
 class Caller(Protocol):
@@ -34,7 +40,7 @@ class Caller(Protocol):
     def upstream_ready(self, connection: UpstreamConnection) -> None:
         """The connection is the caller's until the response's end."""
 
-    def upstream_failed(self, reason: str, *, timed_out: bool = False) -> None:
+    def upstream_failed(self, failure: Failure, reason: str) -> None:
         """There is no connection to be had, or what came is no response."""
 
     def upstream_lost(self) -> None:
@@ -53,14 +59,26 @@ class Caller(Protocol):
         """It is complete; the connection is no longer the caller's."""
 
 
+class Home(Protocol):
+    """Where a connection belongs."""
+
+    origin: str
+
+    def release(self, connection: UpstreamConnection) -> None:
+        """Takes it back whose exchange is complete."""
+
+    def lost(self, connection: UpstreamConnection) -> None:
+        """Forgets it: it is gone."""
+
+
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an upstream."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, home: Home) -> None:
         self.caller: Caller | None = None
         self.reused = False
         self.idle_until_ns = 0
-        self._upstream = upstream
+        self._home = home
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._reader: BodyReader | None = None
@@ -109,7 +127,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the connection is gone."""
         self._transport = None
-        self._upstream.lost(self)
+        self._home.lost(self)
         caller, self.caller = self.caller, None
         if caller is None:
             return
@@ -138,7 +156,7 @@ class UpstreamConnection(asyncio.Protocol):
         except BadMessage as error:
             self._failed(str(error))
         except Exception:
-            _log.exception("a response could not be handled", upstream=self._upstream.origin)
+            _log.exception("a response could not be handled", upstream=self._home.origin)
             self._failed("internal")
 
     def _received(self, data: bytes) -> None:
@@ -193,7 +211,7 @@ class UpstreamConnection(asyncio.Protocol):
             return
         if self._keep_alive and caller.request_done and not rest:
             self.hold(hold=False)
-            self._upstream.release(self)
+            self._home.release(self)
         else:
             self.abort()
         caller.response_end()
@@ -207,110 +225,4 @@ class UpstreamConnection(asyncio.Protocol):
         if begun:
             caller.upstream_lost()
         else:
-            caller.upstream_failed(reason)
-
-
-class Upstream:
-    """One origin and the connections to it. `origin` is scheme://host[:port]."""
-
-    def __init__(self, origin: str, *, connections_max: int, connect_seconds: float, idle_seconds: float) -> None:
-        parts = urlsplit(origin)
-        secure = parts.scheme == "https"
-        self.origin = origin
-        self.authority = parts.netloc.encode()
-        self._host = parts.hostname or ""
-        self._port = parts.port or (443 if secure else 80)
-        self._ssl = ssl.create_default_context() if secure else None
-        self._connections_max = connections_max
-        self._connect_seconds = connect_seconds
-        self._idle_ns = int(idle_seconds * SECOND)
-        self._idle: list[UpstreamConnection] = []
-        self._open = 0
-        self._waiting: deque[Caller] = deque()
-        self._connecting: set[asyncio.Task[None]] = set()
-
-    def acquire(self, caller: Caller, *, fresh: bool = False) -> None:
-        """Tells `caller` of a connection, at once or later; `fresh` not of one that was used before."""
-        while self._idle and not fresh:
-            connection = self._idle.pop()
-            if connection.usable:
-                connection.reused = True
-                connection.use(caller)
-                return
-        if self._open < self._connections_max:
-            self._connect(caller)
-        else:
-            self._waiting.append(caller)
-
-    def release(self, connection: UpstreamConnection) -> None:
-        """Takes a connection back whose exchange is complete."""
-        if not connection.usable:
-            return
-        caller = self._next()
-        if caller is not None:
-            connection.reused = True
-            connection.use(caller)
-            return
-        connection.idle_until_ns = boot_ns() + self._idle_ns
-        self._idle.append(connection)
-
-    def lost(self, connection: UpstreamConnection) -> None:
-        """Forgets a connection that is gone."""
-        if connection in self._idle:
-            self._idle.remove(connection)
-        self._freed()
-
-    def sweep(self, now_ns: int) -> None:
-        """Closes what was unused for too long."""
-        due = [connection for connection in self._idle if connection.idle_until_ns <= now_ns]
-        for connection in due:
-            self._idle.remove(connection)
-            connection.abort()
-
-    def close(self) -> None:
-        """Closes all that is not in use."""
-        for task in self._connecting:
-            task.cancel()
-        for connection in tuple(self._idle):
-            connection.abort()
-
-    def _next(self) -> Caller | None:
-        while self._waiting:
-            caller = self._waiting.popleft()
-            if caller.waiting:
-                return caller
-        return None
-
-    def _freed(self) -> None:
-        self._open -= 1
-        caller = self._next()
-        if caller is not None:
-            self._connect(caller)
-
-    def _connect(self, caller: Caller) -> None:
-        self._open += 1
-        task = asyncio.get_running_loop().create_task(self._connected(caller))
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
-
-    async def _connected(self, caller: Caller) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(self._connect_seconds):
-                _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(self), self._host, self._port, ssl=self._ssl
-                )
-        except TimeoutError:
-            self._unreachable(caller, "no connection in time", timed_out=True)
-        except OSError as error:
-            self._unreachable(caller, f"no connection: {error}", timed_out=False)
-        else:
-            if caller.waiting:
-                connection.use(caller)
-            else:
-                self.release(connection)
-
-    def _unreachable(self, caller: Caller, reason: str, *, timed_out: bool) -> None:
-        self._freed()
-        if caller.waiting:
-            caller.upstream_failed(reason, timed_out=timed_out)
+            caller.upstream_failed(Failure.malformed, reason)

@@ -129,6 +129,30 @@ def test_only_what_may_be_repeated_is(world: World, key: str, method: str, body:
     assert len(world.settled(path)) == 1
 
 
+def test_an_empty_body_in_chunks_is_not_repeated(world: World, key: str) -> None:
+    world.upstream.behaviours["/echo/die/chunked"] = die
+    assert world.get("/echo/x", key).status == 200
+    with world.raw() as client:
+        client.send(request("/echo/die/chunked", key, "POST", Transfer_Encoding="chunked") + b"0\r\n\r\n")
+        assert client.response().status == 502
+    assert len(world.upstream.of("/echo/die/chunked")) == 1
+
+
+def test_more_clients_than_may_be_are_told_so(make: Make) -> None:
+    world = make(connections_max="3")
+    world.ready()
+    key = world.key()
+    world.start().until_ready()
+    clients = [Raw(world.port) for _ in range(3)]
+    for client in clients:
+        client.send(request("/echo/x", key))
+        assert client.response().status == 200
+    with world.raw() as fourth:
+        assert (fourth.response().status, fourth.closed()) == (503, True)
+    clients.pop().socket.close()
+    eventually_sync(lambda: world.get("/echo/x", key).status == 200)
+
+
 def test_a_connection_that_died_meanwhile_is_replaced(make: Make) -> None:
     """The upstream restarts between two requests: the client does not notice."""
     own = Upstream()

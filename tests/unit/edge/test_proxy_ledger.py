@@ -138,10 +138,11 @@ async def test_a_request_that_takes_long_is_noted_once() -> None:
 
 async def test_a_note_that_was_lost_with_its_log_is_in_the_next() -> None:
     first, second = Log(takes=0), Log()
-    ledger = Ledger(Logs(first, None, second), Metrics())
+    metrics = Metrics()
+    ledger = Ledger(Logs(first, None, second), metrics)
     slow = passage("slow")
     ledger.admitted(slow)
-    await eventually(lambda: slow.noted)
+    await eventually(lambda: slow.noted and metrics.log_failures)
     await eventually(ledger.writable)
     ledger.settle(slow, 200, boot_ns(), None)
     await eventually(lambda: len(second.written) == 2)
