@@ -5,11 +5,11 @@ replica, ships the request logs, deletes what is stored of them, and tells the k
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
 
-import structlog
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -27,7 +27,6 @@ from shared.settings import EX_CONFIG
 from shared.telemetry import Check, Checks, internal_server
 
 _DRAIN = 5.0
-_log = structlog.get_logger()
 
 
 async def run(settings: EdgeSettings, stop: asyncio.Event) -> None:
@@ -35,6 +34,8 @@ async def run(settings: EdgeSettings, stop: asyncio.Event) -> None:
 
     Exit status 78 when a topic or the replica has another number of partitions than the settings say.
     """
+    # It says the same many times a second; what it means is in the errors that the parts log.
+    logging.getLogger("aiokafka").setLevel("CRITICAL")
     try:
         agent = Agent(settings)
         REGISTRY.register(Figures(agent))
@@ -64,8 +65,8 @@ class Agent:
         self._replica = ReplicaWriter.open(
             settings.replica_path, partitions=settings.partitions, session=settings.session
         )
-        self.follower = Follower(settings, edge, self._replica, settings.alone_seconds)
-        self.status = StatusPublisher(settings, edge, self.follower.status)
+        self.follower = Follower(settings, self._replica, settings.alone_seconds)
+        self.status = StatusPublisher(settings, edge, self.follower)
         self.follower.changed = self.status.wake
         self.shipper = Shipper(settings, settings.logs_path)
         self.marks = MarkReader(settings, settings.logs_path, self.shipper)
@@ -121,7 +122,7 @@ class Figures(Collector):
             "replica_age_seconds", "Age of the oldest partition's heartbeat", float("inf") if age is None else age
         )
         applied = GaugeMetricFamily("keyledger_edge_applied_position", "Position applied", labels=["partition"])
-        for partition, position in follower.applied.items():
+        for partition, position in follower.applied[1].items():
             applied.add_metric([str(partition)], position)
         yield applied
         yield _counter("malformed_states", "Records of key states that made no sense", follower.malformed)

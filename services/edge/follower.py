@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
-from uuid import uuid4
+from collections.abc import Callable
 
 import structlog
 
 from services.edge.clock import SECOND, boot_ns
-from services.edge.readiness import Beat, go_on_from, matches, may_serve, reported
+from services.edge.readiness import go_on_from, matches, may_serve, reported
 from services.edge.replica_draft import StateBatch
 from services.edge.replica_writer import ReplicaWriter
 from services.edge.topics import exists
-from shared.events import CloudEvent
-from shared.events.requests import EdgeStatus
 from shared.events.topics import KEY_STATES
 from shared.kafka import KafkaUnavailable, Partition, Reader, Record, cluster_id
 from shared.settings import Base
 
 _TURN_MS = 250
 _WATCH = 0.1
+_ABSENT = 0.5
 _BACKOFF = (0.1, 0.2, 0.5, 1.0, 2.0)
 # The relay beats each second: after so long a silence the broker may be another one at the same address.
 _SUSPICIOUS = 2.0
@@ -47,12 +44,10 @@ class Follower:
     def __init__(
         self,
         settings: Base,
-        edge: str,
         replica: ReplicaWriter,
         patience: float,
     ) -> None:
         self._settings = settings
-        self._edge = edge
         self._serving = replica
         self._second: ReplicaWriter | None = None
         self._patience = patience
@@ -88,30 +83,15 @@ class Follower:
         return sum(self._serving.meta.held)
 
     @property
-    def applied(self) -> Mapping[int, int]:
-        """By partition that was read to its end, the position of the last heartbeat."""
-        return reported(self._beats())[1]
+    def applied(self) -> tuple[int, dict[int, int]]:
+        """The newest epoch and, by partition that was read to its end, the position of its last heartbeat."""
+        return reported({number: self._serving.meta.beats[number] for number in self._caught_up})
 
     @property
     def freshness(self) -> float | None:
         """The age (s) of the last heartbeat in the partition that has waited longest for one; None before the first."""
         oldest = min(self._serving.meta.beat_ns)
         return (boot_ns() - oldest) / SECOND if oldest else None
-
-    def status(self, status: str = "live") -> CloudEvent[EdgeStatus]:
-        """What this edge says of itself on `edge-status`."""
-        epoch, applied = reported(self._beats())
-        data = EdgeStatus(edge=self._edge, status=status, ready=self.ready, applied=applied, freshness=self.freshness)  # type: ignore[bad-argument-type]
-        return CloudEvent[EdgeStatus](
-            id=uuid4().hex,
-            source=f"keyledger/edge/{self._edge}",
-            type=EdgeStatus.TYPE,
-            time=datetime.now(UTC),
-            subject=self._edge,
-            schemaversion=EdgeStatus.SCHEMA_VERSION,
-            epoch=epoch,
-            data=data,
-        )
 
     async def run(self) -> None:
         """For ever, until cancelled. `PartitionsChangedError` when the topic has another number."""
@@ -146,8 +126,7 @@ class Follower:
         failures = 0
         while True:
             try:
-                if await self._there():
-                    await self._session()
+                await self._session()
                 failures = 0
             except KafkaUnavailable as error:
                 failures = 0 if self._caught_up else failures + 1
@@ -157,16 +136,14 @@ class Follower:
                 _log.warning("following interrupted", error=self.problem)
             await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
 
-    async def _there(self) -> bool:
+    async def _session(self) -> None:
+        """The life of one Kafka client: until it fails, or all is to be read from the start."""
         self._cluster = await cluster_id(self._settings.kafka)
         self._reached()
-        if await exists(self._settings, KEY_STATES):
-            return True
-        self.problem = f"topic {KEY_STATES.name} is not there yet"
-        return False
-
-    async def _session(self) -> None:
-        """The life of one Kafka client."""
+        if not await exists(self._settings, KEY_STATES):
+            self.problem = f"topic {KEY_STATES.name} is not there yet"
+            await asyncio.sleep(_ABSENT)
+            return
         reader = await Reader.open(self._settings.kafka, [KEY_STATES.name])
         try:
             bounds = {p.partition: found for p, found in (await reader.bounds(reader.assignment())).items()}
@@ -281,6 +258,3 @@ class Follower:
             self._second = None
             _log.info("the replica loaded anew serves now", held=self.held)
         self._judge()
-
-    def _beats(self) -> dict[int, Beat | None]:
-        return {number: self._serving.meta.beats[number] for number in self._caught_up}

@@ -24,7 +24,8 @@ from shared.settings import Base
 
 _TURN_MS = 250
 _LOOK_EVERY = 10.0
-_BACKOFF = (0.1, 0.2, 0.5, 1.0, 2.0)
+_BACKOFF = 1.0
+_ATTEMPTS = 5
 _log = structlog.get_logger()
 
 
@@ -60,21 +61,24 @@ class MarkReader:
         failures = 0
         while True:
             try:
-                self._shipper.recognise(await cluster_id(self._settings.kafka))
-                failures = 0
+                cluster = await cluster_id(self._settings.kafka)
+                self._shipper.recognise(cluster)
                 if await exists(self._settings, USAGE_MARKS):
-                    await self._session()
+                    failures += 1
+                    await self._session(cluster)
                 self.problem = f"topic {USAGE_MARKS.name} is not there yet"
                 self._shipper.tell({}, {})
             except KafkaUnavailable as error:
-                failures += 1
                 self.problem = str(error)
                 _log.warning("marks can't be read", error=self.problem)
-            await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)] if failures else _BACKOFF[-1])
+            if failures >= _ATTEMPTS:
+                # Kafka is there, its marks can't be read: rather ship too much than nothing.
+                failures = 0
+                self._shipper.tell({}, {})
+            await asyncio.sleep(_BACKOFF)
 
-    async def _session(self) -> None:
+    async def _session(self, cluster: str) -> None:
         """The life of one Kafka client: until it fails."""
-        cluster = await cluster_id(self._settings.kafka)
         reader = await Reader.open(self._settings.kafka, [USAGE_MARKS.name])
         try:
             await self._load(reader)

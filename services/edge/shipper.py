@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _POLL = 0.02
 _DISCOVER = 0.1
 _MAX_WAITING = 20_000
-_ACK_DEADLINE = 15.0
+_ACK_SECONDS = (5.0, 60.0)
 _BACKOFF = (0.1, 0.2, 0.5, 1.0, 2.0)
 _log = structlog.get_logger()
 
@@ -44,6 +44,7 @@ class Shipper:
         self._cluster = ""
         self._discovered = 0.0
         self._told = asyncio.Event()
+        self._elsewhere = asyncio.Event()
         self._marks: Mapping[str, Mapping[int, Mark]] = {}
         self._next_offsets: dict[int, int] = {}
         self.lanes = [Lane(number) for number in range(settings.partitions)]
@@ -104,6 +105,7 @@ class Shipper:
             for tail in self.tails.values():
                 tail.ship_again(forget=True)
                 self._say_again(tail, "another Kafka cluster")
+            self._elsewhere.set()
         self._cluster = cluster
 
     def check_lost(self, now: float) -> None:
@@ -159,39 +161,44 @@ class Shipper:
 
     async def _send(self) -> None:
         failures = 0
+        least, most = _ACK_SECONDS
         while True:
             before = self.shipped
             try:
-                await self._session()
+                # Longer each time: a broker that is only slow must not get the same records again and again.
+                await self._session(min(least * 2**failures, most))
             except* KafkaUnavailable as group:
                 _log.warning("shipping interrupted", error=str(first_of(group)))
             failures = 0 if self.shipped > before else failures + 1
-            await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF)) - 1])
+            await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
 
-    async def _session(self) -> None:
-        """The life of one producer: until it fails."""
+    async def _session(self, patience: float) -> None:
+        """The life of one producer: until it fails, or an acknowledgement takes longer than `patience` seconds."""
         await ensure(self._settings, REQUEST_EVENTS)
         self.recognise(await cluster_id(self._settings.kafka))
+        self._elsewhere.clear()
         producer = await Producer.open(self._settings.kafka)
         try:
             self.connected = True
             async with asyncio.TaskGroup() as group:
                 for lane in self.lanes:
-                    group.create_task(self._fly(lane, producer))
+                    group.create_task(self._fly(lane, producer, patience))
+                await self._elsewhere.wait()
+                raise KafkaUnavailable("another Kafka cluster is there now")
         finally:
             self.connected = False
             for lane in self.lanes:
                 lane.restore()
             await producer.abandon()
 
-    async def _fly(self, lane: Lane, producer: Producer) -> None:
+    async def _fly(self, lane: Lane, producer: Producer, patience: float) -> None:
         partition = Partition(REQUEST_EVENTS.name, lane.number)
         while True:
             await lane.filled.wait()
             batch = producer.batch()
             if not lane.load(batch):
                 continue
-            offset = await _acknowledged(producer, batch, partition)
+            offset = await _acknowledged(producer, batch, partition, patience)
             before = lane.end
             self.shipped += lane.land(offset)
             if offset < before:
@@ -207,12 +214,12 @@ class Shipper:
         _log.warning("a request log is shipped again", log=tail.id, reason=why)
 
 
-async def _acknowledged(producer: Producer, batch: BatchBuilder, partition: Partition) -> int:
+async def _acknowledged(producer: Producer, batch: BatchBuilder, partition: Partition, patience: float) -> int:
     try:
-        async with asyncio.timeout(_ACK_DEADLINE):
+        async with asyncio.timeout(patience):
             return await producer.send(batch, partition)
     except TimeoutError:
-        raise KafkaUnavailable(f"no acknowledgement within {_ACK_DEADLINE:.0f} s") from None
+        raise KafkaUnavailable(f"no acknowledgement within {patience:.0f} s") from None
 
 
 def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

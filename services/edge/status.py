@@ -6,12 +6,14 @@ The keys API waits for it, so it has a producer of its own that no flood of requ
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import uuid4
 
 import structlog
 
+from services.edge.follower import Follower
 from services.edge.topics import ensure
 from shared.events import CloudEvent
 from shared.events.requests import EdgeStatus
@@ -26,17 +28,18 @@ _FAREWELL = 2.0
 _BACKOFF = 0.5
 _log = structlog.get_logger()
 
-Describe = Callable[[str], CloudEvent[EdgeStatus]]
+Status = Literal["live", "stopped", "retired"]
 
 
 class StatusPublisher:
-    """Publishes what `describe` says, for as long as `run` runs. It takes the status: live, stopped or retired."""
+    """Publishes how far `follower` is, for as long as `run` runs."""
 
-    def __init__(self, settings: Base, edge: str, describe: Describe) -> None:
+    def __init__(self, settings: Base, edge: str, follower: Follower) -> None:
         self._settings = settings
+        self._edge = edge
+        self._follower = follower
         self._key = edge.encode()
         self._partition = Partition(EDGE_STATUS.name, partition_for(self._key, settings.partitions))
-        self._describe = describe
         self._wake = asyncio.Event()
         self._producer: Producer | None = None
         self.sent = 0
@@ -82,8 +85,25 @@ class StatusPublisher:
                 async with asyncio.timeout(_EVERY):
                     await self._wake.wait()
 
-    async def _send(self, producer: Producer, status: str) -> None:
+    async def _send(self, producer: Producer, status: Status) -> None:
         batch = producer.batch()
-        batch.append(timestamp=time.time_ns() // 1_000_000, key=self._key, value=self._describe(status).encode())
+        event = self._describe(status)
+        batch.append(timestamp=int(event.time.timestamp() * 1000), key=self._key, value=event.encode())
         await producer.send(batch, self._partition)
         self.sent += 1
+
+    def _describe(self, status: Status) -> CloudEvent[EdgeStatus]:
+        follower = self._follower
+        epoch, applied = follower.applied
+        return CloudEvent[EdgeStatus](
+            id=uuid4().hex,
+            source=f"keyledger/edge/{self._edge}",
+            type=EdgeStatus.TYPE,
+            time=datetime.now(UTC),
+            subject=self._edge,
+            schemaversion=EdgeStatus.SCHEMA_VERSION,
+            epoch=epoch,
+            data=EdgeStatus(
+                edge=self._edge, status=status, ready=follower.ready, applied=applied, freshness=follower.freshness
+            ),
+        )
