@@ -15,9 +15,9 @@ EX_USAGE = 64  # sysexits.h
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the parent (no argument), the serving process (`serve`) or the agent (`agent`)."""
-    if arguments not in ([], ["serve"], ["agent"]):
-        sys.stderr.write("usage: python -m services.edge [serve|agent]\n")
+    """Runs the parent (no argument), the serving process (`serving`) or the agent (`agent`)."""
+    if arguments not in ([], ["serving"], ["agent"]):
+        sys.stderr.write("usage: python -m services.edge [serving|agent]\n")
         raise SystemExit(EX_USAGE)
     settings = load(EdgeSettings)
     role = arguments[0] if arguments else "parent"
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
 
 
 def _part(role: str, settings: EdgeSettings) -> Part:
-    if role == "serve":
+    if role == "serving":
         return lambda stop: serve.run(settings, stop)
     # Imported here: a serving process must not even load a client of Kafka.
     from services.edge import agent

@@ -73,7 +73,7 @@ async def run(settings: EdgeSettings) -> None:
         "KEYLEDGER_EDGE_SESSION": secrets.token_hex(8),
         "KEYLEDGER_EDGE_SOCKET": str(listening.fileno()),
     }
-    serving, agent = Child("serve", (listening.fileno(),)), Child("agent")
+    serving, agent = Child("serving", (listening.fileno(),)), Child("agent")
     children = [serving, agent]
     _report(children)
     checks = {child.role: lambda child=child: Check(child.ready, child.detail) for child in children}
@@ -90,7 +90,7 @@ async def run(settings: EdgeSettings) -> None:
         await stop.wait()
         listening.close()
         # The agent last: it ships what the serving process wrote in the end.
-        await _end(serving, keepers["serve"], settings.drain_seconds + _KILL_SECONDS)
+        await _end(serving, keepers["serving"], settings.drain_seconds + _KILL_SECONDS)
         await _end(agent, keepers["agent"], 2 * _KILL_SECONDS)
         for poller in pollers:
             poller.cancel()

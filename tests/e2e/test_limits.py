@@ -39,8 +39,8 @@ def test_a_killed_edge_still_knows_what_it_has_admitted(stack: LocalStack, owner
     with owner.with_key(created["key"]) as client:
         for left in range(4, -1, -1):
             assert client.get("/echo/x").headers["x-ratelimit-remaining"] == str(left)
-        before = stack.kill("edge-serve")
-        stack.wait_restarted("edge-serve", before)
+        before = stack.kill("edge-serving")
+        stack.wait_restarted("edge-serving", before)
     with owner.with_key(created["key"]) as client:
         assert_problem(client.get("/echo/x"), 429, "rate_limited")
 

@@ -210,7 +210,7 @@ def test_the_parent_tells_of_its_children_and_ends_them(parent: Parent) -> None:
     port = parent.start().until_serving()
     ready = parent.ready()
     assert not ready["ready"]
-    assert [row["role"] for row in ready["processes"]] == ["serve", "agent"]
+    assert [row["role"] for row in ready["processes"]] == ["serving", "agent"]
     pids = [row["pid"] for row in ready["processes"]]
     assert all(map(alive, pids))
     assert (parent.world.data / "edge-id").read_text().strip() == "e" * 32
@@ -223,10 +223,10 @@ def test_the_parent_tells_of_its_children_and_ends_them(parent: Parent) -> None:
 
 def test_a_child_that_dies_is_started_again_and_nobody_is_refused(parent: Parent) -> None:
     port = parent.start().until_serving()
-    for role in ("serve", "agent"):
+    for role in ("serving", "agent"):
         killed = pid_of(parent, role)
         os.kill(killed, signal.SIGKILL)
-        if role == "serve":
+        if role == "serving":
             with Raw(port) as client:
                 client.send(request("/.well-known/keyledger/jwks.json"))
                 assert client.response().status == 200
@@ -293,4 +293,4 @@ def test_the_childrens_figures_are_the_parents(parent: Parent) -> None:
     text = eventually_sync(lambda: page if "edge_connections" in (page := parent.page("/metrics")) else None)
     assert time.monotonic() - started < 30
     samples = [line for line in (text or "").splitlines() if line.startswith("keyledger_edge_connections")]
-    assert samples == ['keyledger_edge_connections{process="serve"} 0.0']
+    assert samples == ['keyledger_edge_connections{process="serving"} 0.0']

@@ -216,7 +216,7 @@ class World:
             probe.close()
             os.set_inheritable(listening.fileno(), True)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "services.edge", "serve"],
+                [sys.executable, "-m", "services.edge", "serving"],
                 env=os.environ | self.environment(listening.fileno()),
                 pass_fds=(listening.fileno(),),
                 stdout=(self.data / "out.log").open("ab"),
