@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from shared.partitions import partition_for
 from shared.postgres import MIGRATIONS, Pool, migrate, open_pool
 from shared.settings import Base
 from tests.integration.usage.callers import Callers
+from tests.integration.usage.processes import Agent, Service
 from tests.integration.usage.traffic import Log, Written, ship
 from tests.support.eventually import eventually
 
@@ -245,3 +247,39 @@ async def test_calls_are_counted_once_through_restarts_and_repeats(
             await eventually(counted)
     shown = await stats(client, callers.headers(3))
     assert shown["api_usage"] == {"success_rate": 100.0, "avg_response_time": 0.000001}
+
+
+@pytest.fixture
+def processes(kafka: str, database: str, tmp_path: Path) -> Iterator[Service]:
+    made = Service("stats", kafka, database, tmp_path)
+    made.migrate()
+    asyncio.run(ensure_topics(Base(kafka=kafka), [KEY_EVENTS, TICKET_EVENTS, REQUEST_EVENTS]))
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.mark.timeout(300)
+async def test_workers_killed_at_random_moments(processes: Service, kafka: str) -> None:
+    relays, agent = Relays(kafka), Agent(kafka)
+
+    async def commands() -> None:
+        for number in range(1, 60):
+            await relays.publish(KEY_EVENTS, f"key-{number}", created(number), KeyDeactivated())
+            await relays.publish(TICKET_EVENTS, f"ticket-{number}", opened(number), TicketResolved())
+
+    commanding = asyncio.create_task(commands())
+    await agent.survives_kills(processes, random.Random(4), 8)
+    await commanding
+    calls = Counter(record.event.data.key_id for record in agent.sent if record.event.data.decision == "allowed")
+
+    def counted() -> bool:
+        return dict(processes.rows("SELECT key_id, calls FROM key_calls")) == calls
+
+    await eventually(counted, 90, 0.2)
+    every = list(range(1, 60))
+    assert processes.rows("SELECT id FROM keys WHERE status = 'inactive' ORDER BY id") == [
+        (number,) for number in every
+    ]
+    assert processes.rows("SELECT id FROM tickets WHERE status = 'resolved' ORDER BY id") == [(n,) for n in every]

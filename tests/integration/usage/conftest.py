@@ -1,163 +1,29 @@
-"""The usage service's processes, and an edge agent that never gives up."""
+"""The usage service's processes."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import random
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx2
-import psycopg
 import pytest
 
 from shared.events.topics import REQUEST_EVENTS
-from shared.kafka import KafkaUnavailable, Producer, ensure_topics
+from shared.kafka import ensure_topics
 from shared.settings import Base
-from tests.integration.usage.traffic import Log, Written, ship
-from tests.support.eventually import eventually
-
-
-@dataclass
-class Worker:
-    """One process of `python -m services.usage worker`."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def checks(self) -> dict[str, Any]:
-        """As its /readyz tells them; the port is in no file, so it is asked of the kernel."""
-        return dict(httpx2.get(f"http://127.0.0.1:{self._port()}/readyz", timeout=2.0).json())
-
-    def _port(self) -> int:
-        inodes = {link.readlink().name for link in Path(f"/proc/{self.process.pid}/fd").iterdir() if link.is_symlink()}
-        for line in Path(f"/proc/{self.process.pid}/net/tcp").read_text().splitlines()[1:]:
-            parts = line.split()
-            if parts[3] == "0A" and f"socket:[{parts[9]}]" in inodes:
-                return int(parts[1].split(":")[1], 16)
-        raise AssertionError("the worker does not listen yet")
-
-    async def ready(self) -> None:
-        await eventually(lambda: self.checks()["ready"], 60)
-
-    def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-        if number == signal.SIGKILL:
-            self.process.wait()
-
-
-@dataclass
-class Usage:
-    """A database of the usage service, its Kafka, and its workers."""
-
-    kafka: str
-    database: str
-    directory: Path
-    workers: list[Worker] = field(default_factory=list)
-
-    @property
-    def env(self) -> dict[str, str]:
-        own = {"KEYLEDGER_KAFKA": self.kafka, "KEYLEDGER_USAGE_DATABASE": self.database, "KEYLEDGER_INTERNAL_PORT": "0"}
-        return os.environ | own
-
-    def start(self) -> Worker:
-        log = self.directory / f"worker-{len(self.workers)}.log"
-        with log.open("wb") as output:
-            command = [sys.executable, "-m", "services.usage", "worker"]
-            worker = Worker(subprocess.Popen(command, env=self.env, stdout=output, stderr=output), log)
-        self.workers.append(worker)
-        return worker
-
-    def end(self) -> None:
-        for worker in self.workers:
-            with suppress(ProcessLookupError):
-                worker.process.kill()
-            worker.process.wait()
-
-    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with closing(psycopg.connect(self.database, autocommit=True)) as connection:
-            return connection.execute(query.encode(), values).fetchall()
-
-    async def holds(self, records: list[Written], deadline: float = 90.0) -> None:
-        """Waits until everything is stored, then compares: each once, nothing else, and the counters are its fold."""
-
-        def complete() -> bool:
-            return bool(self.rows("SELECT coalesce(sum(rows), 0) >= %s FROM key_counters", len(records))[0][0])
-
-        await eventually(complete, deadline, 0.1)
-        stored = self.rows("SELECT source, sequence FROM request_log ORDER BY source, sequence")
-        assert stored == sorted((record.event.source, record.event.data.sequence) for record in records)
-        counted = self.rows("SELECT key_id, owner_id, rows, calls, last_used FROM key_counters ORDER BY key_id")
-        folded = self.rows(
-            "SELECT key_id, min(owner_id), count(*), count(*) FILTER (WHERE call), max(time) FILTER (WHERE call)"
-            " FROM request_log GROUP BY key_id ORDER BY key_id"
-        )
-        assert counted == folded
+from tests.integration.usage.processes import Agent, Service
 
 
 @pytest.fixture
-def usage(kafka: str, database: str, tmp_path: Path) -> Iterator[Usage]:
+def usage(kafka: str, database: str, tmp_path: Path) -> Iterator[Service]:
     """The service with an empty database; its workers are killed at the end."""
-    made = Usage(kafka, database, tmp_path)
-    subprocess.run([sys.executable, "-m", "services.usage", "migrate"], env=made.env, check=True)
+    made = Service("usage", kafka, database, tmp_path)
+    made.migrate()
     asyncio.run(ensure_topics(Base(kafka=kafka), [REQUEST_EVENTS]))
     try:
         yield made
     finally:
         made.end()
-
-
-@dataclass
-class Agent:
-    """Ships a steady stream of several logs, again from before the last acknowledgement after each failure."""
-
-    kafka: str
-    sent: list[Written] = field(default_factory=list)
-    failures: int = 0
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        stop = asyncio.Event()
-        task = asyncio.create_task(self._run(stop))
-        try:
-            yield
-        finally:
-            stop.set()
-            await task
-
-    async def _run(self, stop: asyncio.Event) -> None:
-        dice, producer = random.Random(11), None
-        logs, unsent = [Log(), Log()], list[Written]()
-        while unsent or not stop.is_set():
-            if len(unsent) < 20_000 and not stop.is_set():
-                unsent += [
-                    dice.choice(logs).write(
-                        dice.randint(1, 40), decision=dice.choice(["allowed", "allowed", "rate_limited"])
-                    )
-                    for _ in range(50)
-                ]
-            try:
-                producer = producer or await Producer.open(self.kafka)
-                again = self.sent[-100:] if dice.random() < 0.05 else []
-                await ship(self.kafka, REQUEST_EVENTS.name, again + unsent, producer)
-                self.sent += unsent
-                unsent.clear()
-            except KafkaUnavailable:
-                self.failures += 1
-                if producer:
-                    await producer.abandon()
-                    producer = None
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), 0.02)
-        if producer:
-            await producer.abandon()
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from shared.events.requests import KeyUsage, UsageMark
 from shared.events.topics import KEY_USAGE, REQUEST_EVENTS, USAGE_MARKS
 from shared.kafka import ensure_topics
 from shared.settings import Base
-from tests.integration.usage.conftest import Agent, Usage
-from tests.integration.usage.traffic import Log, ship
+from tests.integration.usage.processes import Agent, Service
+from tests.integration.usage.traffic import Log, Written, ship
 from tests.support.eventually import eventually
 from tests.support.stack import Servers
 from tests.support.topics import adelete_topics, decoded, read_topic
@@ -36,7 +36,24 @@ async def latest(kafka: str, topic: str) -> dict[str, dict[str, Any]]:
     return {event["subject"]: event for records in found.values() for event in decoded(records)}
 
 
-async def published(usage: Usage) -> None:
+async def holds(usage: Service, records: list[Written], deadline: float = 90.0) -> None:
+    """Waits until everything is stored, then compares: each once, nothing else, and the counters are its fold."""
+
+    def complete() -> bool:
+        return bool(usage.rows("SELECT coalesce(sum(rows), 0) >= %s FROM key_counters", len(records))[0][0])
+
+    await eventually(complete, deadline, 0.1)
+    stored = usage.rows("SELECT source, sequence FROM request_log ORDER BY source, sequence")
+    assert stored == sorted((record.event.source, record.event.data.sequence) for record in records)
+    counted = usage.rows("SELECT key_id, owner_id, rows, calls, last_used FROM key_counters ORDER BY key_id")
+    folded = usage.rows(
+        "SELECT key_id, min(owner_id), count(*), count(*) FILTER (WHERE call), max(time) FILTER (WHERE call)"
+        " FROM request_log GROUP BY key_id ORDER BY key_id"
+    )
+    assert counted == folded
+
+
+async def published(usage: Service) -> None:
     """Waits until everything that changed is published, and compares the topics with the tables."""
     flagged = "SELECT 1 FROM key_counters WHERE changed UNION ALL SELECT 1 FROM request_marks WHERE changed"
     await eventually(lambda: not usage.rows(flagged))
@@ -51,77 +68,75 @@ async def published(usage: Usage) -> None:
         assert (data["mark"], [end for gap in data["gaps"] for end in gap], data["closed"]) == (last, gaps, False)
 
 
-async def settled(agent: Agent, more: int = 500) -> None:
-    """Waits until some more was shipped."""
-    before = len(agent.sent)
-    await eventually(lambda: len(agent.sent) >= before + more, 60)
-
-
-async def test_workers_killed_at_random_moments(usage: Usage, agent: Agent) -> None:
-    dice = random.Random(3)
-    usage.start()
-    async with agent.running():
-        for _ in range(10):
-            await settled(agent, dice.randint(50, 800))
-            victims = [worker for worker in usage.workers if worker.process.poll() is None]
-            fresh = usage.start()
-            if dice.random() < 0.5:
-                await fresh.ready()
-            dice.choice(victims).send(signal.SIGKILL)
-    await usage.holds(agent.sent)
+async def test_workers_killed_at_random_moments(usage: Service, agent: Agent) -> None:
+    await agent.survives_kills(usage, random.Random(3), 10)
+    await holds(usage, agent.sent)
     await published(usage)
 
 
 async def test_worker_that_was_stopped_and_wakes_up_stores_and_publishes_nothing_old(
-    usage: Usage, agent: Agent
+    usage: Service, agent: Agent
 ) -> None:
     """Past the session timeout another worker has its partitions; what it read before is that one's."""
     zombie = usage.start()
     async with agent.running():
         await zombie.ready()
-        await settled(agent)
+        await agent.settled()
         zombie.send(signal.SIGSTOP)
         heir = usage.start()
-        await settled(agent)
+        await agent.settled()
         await eventually(lambda: heir.checks()["checks"]["consumer"]["detail"] == "6 partitions", 60)
         await eventually(lambda: heir.checks()["checks"]["publisher"]["detail"] == "leading", 60)
-        await settled(agent)
+        await agent.settled()
         zombie.send(signal.SIGCONT)
-        await settled(agent)
+        await agent.settled()
         await eventually(lambda: zombie.checks()["checks"]["consumer"]["detail"] == "3 partitions", 60)
-        await settled(agent)
-    await usage.holds(agent.sent)
+        await agent.settled()
+    await holds(usage, agent.sent)
     await published(usage)
 
 
-async def test_postgres_killed(usage: Usage, agent: Agent, servers: Servers) -> None:
+async def test_postgres_killed(usage: Service, agent: Agent, servers: Servers) -> None:
     usage.start()
     async with agent.running():
         for _ in range(3):
-            await settled(agent)
+            await agent.settled()
             await killed(servers, "postgres")
-    await usage.holds(agent.sent)
+    await holds(usage, agent.sent)
     await published(usage)
 
 
-async def test_kafka_killed(usage: Usage, agent: Agent, servers: Servers) -> None:
+async def test_kafka_killed(usage: Service, agent: Agent, servers: Servers) -> None:
     worker = usage.start()
     async with agent.running():
         for _ in range(2):
-            await settled(agent)
+            await agent.settled()
             await killed(servers, "kafka")
-        await settled(agent)
+        await agent.settled()
         await worker.ready()
-    await usage.holds(agent.sent)
+    await holds(usage, agent.sent)
     await published(usage)
 
 
-async def test_closed_log_is_published_for_each_partition(usage: Usage) -> None:
+async def test_worker_ends_in_time_without_kafka(usage: Service, agent: Agent, servers: Servers) -> None:
+    worker = usage.start()
+    async with agent.running():
+        await worker.ready()
+        await agent.settled()
+    os.kill(servers.pid("kafka"), signal.SIGSTOP)
+    try:
+        worker.send(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.process.wait, 20) == 0
+    finally:
+        os.kill(servers.pid("kafka"), signal.SIGCONT)
+
+
+async def test_closed_log_is_published_for_each_partition(usage: Service) -> None:
     log = Log()
     records = [log.write(key) for key in range(1, 30)]
     await ship(usage.kafka, REQUEST_EVENTS.name, records + log.close())
     usage.start()
-    await usage.holds(records)
+    await holds(usage, records)
     await eventually(lambda: usage.rows("SELECT 1 FROM closed_logs WHERE NOT changed"))
     marks = await latest(usage.kafka, USAGE_MARKS.name)
     for partition in range(6):
@@ -129,12 +144,12 @@ async def test_closed_log_is_published_for_each_partition(usage: Usage) -> None:
         assert (data["log"], data["partition"], data["mark"], data["closed"]) == (log.id, partition, 29, True)
 
 
-async def test_totals_are_published_at_most_once_a_second(usage: Usage, agent: Agent) -> None:
+async def test_totals_are_published_at_most_once_a_second(usage: Service, agent: Agent) -> None:
     worker = usage.start()
     async with agent.running():
         await worker.ready()
-        await settled(agent, 5000)
-    await usage.holds(agent.sent)
+        await agent.settled(5000)
+    await holds(usage, agent.sent)
     await published(usage)
     by_key: dict[str, list[datetime]] = {}
     for records in (await read_topic(usage.kafka, KEY_USAGE.name)).values():
@@ -145,12 +160,12 @@ async def test_totals_are_published_at_most_once_a_second(usage: Usage, agent: A
         assert all((after - before).total_seconds() > 0.9 for before, after in pairwise(times))
 
 
-async def test_what_kafka_has_lost_is_published_again(usage: Usage) -> None:
+async def test_what_kafka_has_lost_is_published_again(usage: Service) -> None:
     log = Log()
     records = [log.write(key) for key in range(1, 30)]
     await ship(usage.kafka, REQUEST_EVENTS.name, records)
     worker = usage.start()
-    await usage.holds(records)
+    await holds(usage, records)
     await published(usage)
     worker.send(signal.SIGKILL)
     await adelete_topics(usage.kafka, [KEY_USAGE.name, USAGE_MARKS.name])
