@@ -80,6 +80,16 @@ async def assert_events_are_the_log(pool: Pool, kafka: str) -> None:
     assert sorted(taken) == [tuple(row.values()) for row in log]
 
 
+async def assert_transactions_end_with_heartbeats(kafka: str) -> None:
+    """Before each hole that a commit marker leaves there is a heartbeat."""
+    for records in (await read_topic(kafka, STATES.name)).values():
+        offsets = {record.offset for record in records}
+        last = [
+            event for record, event in zip(records, decoded(records), strict=True) if record.offset + 1 not in offsets
+        ]
+        assert {event["type"] for event in last} == {"states.heartbeat"}
+
+
 async def assert_states_are_the_table(pool: Pool, kafka: str) -> None:
     """The last state of each counter is its row; each heartbeat counts what lies before it; a partition ends with one."""
     table = {row["stream"]: row for row in await rows(pool, "SELECT stream, version, total FROM counters")}

@@ -147,6 +147,26 @@ async def test_parallel_commands_lose_nothing(pool: Pool) -> None:
     assert positions == list(range(1, len(done) + 1))
 
 
+@pytest.mark.parametrize("races", [1, 3, 4])
+async def test_a_command_that_lost_a_race_is_decided_again(pool: Pool, races: int) -> None:
+    """Three times; then it is for the caller to try again."""
+    seen: list[int] = []
+
+    async def decide(_: Connection, counter: Counter | None) -> list[NewEvent]:
+        seen.append(counter.total if counter else 0)
+        if len(seen) <= races:
+            await add(pool, "a-1", 1)
+        return [NewEvent(Added(amount=100))]
+
+    if races < 4:
+        done = await handle(pool, counters("a-1"), "a-1", decide, META)
+        assert (done.state, done.version) == (Counter(100 + races), races + 1)
+    else:
+        with pytest.raises(Conflict, match="try again"):
+            await handle(pool, counters("a-1"), "a-1", decide, META)
+    assert seen == list(range(min(races + 1, 4)))
+
+
 async def test_a_slow_commit_makes_no_reader_skip(pool: Pool, database: str) -> None:
     """A transaction that sleeps while it holds a position holds up those after it: a reader never sees 2 before 1."""
     await rows_none(

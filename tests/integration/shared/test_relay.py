@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from shared.checkpoint import Checkpoint
 from shared.errors import Conflict, Unavailable
 from shared.events.topics import Topic
-from shared.kafka import Fenced, Message, Partition, Producer, Reader, ensure_topics
+from shared.kafka import Fenced, KafkaUnavailable, Message, Partition, Producer, Reader, ensure_topics
 from shared.postgres import Pool, connect
 from shared.relay import Relay
 from shared.settings import Base
@@ -31,6 +32,7 @@ from tests.support.relayed import (
     RelayProcess,
     assert_events_are_the_log,
     assert_states_are_the_table,
+    assert_transactions_end_with_heartbeats,
     published,
 )
 from tests.support.stack import Servers
@@ -128,6 +130,7 @@ async def test_everything_is_published_in_order(pool: Pool, database: str, kafka
             await add(pool, f"a-{number % 7}", number, 1)
         await _assert_whole(pool, kafka)
         assert relay.checks()["relay"]().ready
+    await assert_transactions_end_with_heartbeats(kafka)
 
 
 async def test_an_event_says_where_it_comes_from(pool: Pool, database: str, kafka: str) -> None:
@@ -206,6 +209,18 @@ async def test_a_stopped_relay_is_succeeded_and_writes_nothing_when_it_wakes(
     assert took < 8
     assert zombie.alive()
     await _assert_whole(pool, kafka)
+
+
+async def test_a_checkpoint_that_another_relay_moved_is_left_to_it(pool: Pool, database: str) -> None:
+    async with await connect(database) as connection:
+        one = await Checkpoint.load(connection, "cluster")
+        other = await Checkpoint.load(connection, "cluster")
+        offsets = {Partition("x", 0): 7}
+        assert (await one.moved(connection, 5, offsets)).offsets == offsets
+        with pytest.raises(KafkaUnavailable, match="moved by another relay"):
+            await other.moved(connection, 3, {})
+        assert await Checkpoint.load(connection, "cluster") == Checkpoint(5, "cluster", offsets)
+        assert await Checkpoint.load(connection, "another") == Checkpoint(5, "another", {})
 
 
 async def test_what_a_fenced_producer_holds_is_never_read(kafka: str) -> None:
