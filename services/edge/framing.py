@@ -72,7 +72,7 @@ class ChunkedReader:
 
     # Each step returns where the next begins, or -1 when it needs more bytes than there are.
 
-    def _size(self, data: bytes, position: int, _pieces: list[bytes]) -> int:
+    def _size(self, data: bytes, position: int, pieces: list[bytes]) -> int:
         line, following = _line(data, position)
         if line is None:
             return -1
@@ -80,6 +80,11 @@ class ChunkedReader:
         if match is None:
             raise BadMessage("A chunk's size is malformed")
         self._left = int(match[1], 16)
+        end = following + self._left
+        if self._left and data[end : end + 2] == b"\r\n":
+            # All of the chunk is here: many small ones must not cost a step each for size, data and end.
+            pieces.append(data[following:end])
+            return end + 2
         self._read = self._data if self._left else self._trailer
         return following
 

@@ -151,9 +151,10 @@ def _restore(serving: Serving) -> None:
     unreadable = restore(settings.logs_path, serving.limiter, boot_ns(), wall_ns())
     if unreadable:
         _log.error("request logs can't be read; what they admitted is not limited", logs=unreadable)
-    # What there is now stays: the collector need not look at it again.
+    # What there is now stays, and what a request makes is freed without the collector: it need not look often.
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 async def _serve(serving: Serving, stop: asyncio.Event) -> None:
