@@ -7,7 +7,9 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -337,6 +339,48 @@ def test_the_limits_survive_a_kill(make: Make) -> None:
         world.wait()
     world.start().until_ready()
     assert [world.get("/echo/x", secret).status for _ in range(2)] == [200, 429]
+
+
+def test_whatever_kills_it_each_answer_that_was_seen_is_counted_once(make: Make) -> None:
+    world = make()
+    world.ready()
+    key = world.key()
+    world.start().until_ready()
+    seen: list[str] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            with suppress(OSError), world.raw() as client:
+                client.socket.settimeout(5)
+                while not over.is_set():
+                    # Several at once: a kill then falls between the rows and the answers of one turn.
+                    client.send(request("/echo/kill", key) * 20)
+                    for _ in range(20):
+                        response = client.head()
+                        client.skip(int(response.header("content-length") or 0))
+                        if response.status == 200:
+                            seen.append(response.header("x-request-id") or "")
+
+    clients = [threading.Thread(target=ask, daemon=True) for _ in range(4)]
+    for client in clients:
+        client.start()
+    for _ in range(4):
+        had = len(seen)
+        eventually_sync(lambda had=had: len(seen) > had + 200)
+        world.signal(signal.SIGKILL)
+        world.wait()
+        world.start()
+    had = len(seen)
+    eventually_sync(lambda: len(seen) > had + 200)
+    over.set()
+    for client in clients:
+        client.join(20)
+    counted = Counter(record.request_id for record in world.records())
+    assert len(set(seen)) == len(seen)
+    assert {counted[request_id] for request_id in seen} == {1}
+    assert set(counted.values()) == {1}
+    assert len(list((world.data / "logs").iterdir())) >= 5
 
 
 # The replica

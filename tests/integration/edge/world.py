@@ -110,8 +110,8 @@ class Raw:
 
     def skip(self, count: int) -> None:
         """Reads so many bytes and forgets them."""
-        left = count - len(self._buffer)
-        self._buffer = b""
+        left = max(0, count - len(self._buffer))
+        self._buffer = self._buffer[count:]
         while left:
             data = self.socket.recv(min(left, 1 << 20))
             if not data:
