@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -23,7 +22,6 @@ from services.edge.settings import EdgeSettings
 from services.edge.shipper import Shipper, first_of
 from services.edge.status import StatusPublisher
 from services.edge.sweeper import Sweeper
-from shared.settings import EX_CONFIG
 from shared.telemetry import Check, Checks, internal_server
 
 _DRAIN = 5.0
@@ -32,7 +30,7 @@ _DRAIN = 5.0
 async def run(settings: EdgeSettings, stop: asyncio.Event) -> None:
     """Until `stop`; then what is in the logs is shipped, for 5 s at most, and the edge says that it has stopped.
 
-    Exit status 78 when a topic or the replica has another number of partitions than the settings say.
+    Raises `PartitionsChangedError` when a topic or the replica has another number of partitions than the settings say.
     """
     # It says the same many times a second; what it means is in the errors that the parts log.
     logging.getLogger("aiokafka").setLevel("CRITICAL")
@@ -41,19 +39,15 @@ async def run(settings: EdgeSettings, stop: asyncio.Event) -> None:
         REGISTRY.register(Figures(agent))
         async with internal_server(settings.internal_host, settings.internal_port, agent.checks()):
             await agent.run(stop)
-    except (PartitionsChangedError, BaseExceptionGroup) as error:
-        end_if_wrong(error)
-        raise
+    except BaseExceptionGroup as group:
+        raise (contradiction(group) or group) from None
 
 
-def end_if_wrong(error: BaseException) -> None:
-    """Ends the process with status 78 when the error is, or contains, that the number of partitions is another."""
-    if isinstance(error, BaseExceptionGroup):
-        wrong, _ = error.split(PartitionsChangedError)
-        error = first_of(wrong) if wrong else error
-    if isinstance(error, PartitionsChangedError):
-        sys.stderr.write(f"KEYLEDGER_PARTITIONS: {error}\n")
-        raise SystemExit(EX_CONFIG) from None
+def contradiction(group: BaseExceptionGroup[BaseException]) -> PartitionsChangedError | None:
+    """What a part found to contradict the settings, which no restart will mend; None: it ended for another reason."""
+    found, _ = group.split(PartitionsChangedError)
+    error = first_of(found) if found else None
+    return error if isinstance(error, PartitionsChangedError) else None
 
 
 class Agent:

@@ -6,9 +6,10 @@ import os
 import sys
 
 from services.edge import parent, serve
+from services.edge.replica_writer import PartitionsChangedError
 from services.edge.settings import EdgeSettings
 from shared.process import Part, die_with_parent, run, until_signalled
-from shared.settings import load
+from shared.settings import EX_CONFIG, load
 from shared.telemetry import configure_logging
 
 EX_USAGE = 64  # sysexits.h
@@ -26,7 +27,11 @@ def main(arguments: list[str]) -> None:
         run(parent.run(settings))
         return
     _stay_with(settings.parent)
-    run(until_signalled(_part(role, settings)))
+    try:
+        run(until_signalled(_part(role, settings)))
+    except PartitionsChangedError as error:
+        sys.stderr.write(f"KEYLEDGER_PARTITIONS: {error}\n")
+        raise SystemExit(EX_CONFIG) from None
 
 
 def _part(role: str, settings: EdgeSettings) -> Part:

@@ -45,7 +45,7 @@ class Shipper:
         self._discovered = 0.0
         self._told = asyncio.Event()
         self._elsewhere = asyncio.Event()
-        self._marks: Mapping[str, Mapping[int, Mark]] = {}
+        self._marks: dict[str, dict[int, Mark]] = {}
         self._next_offsets: dict[int, int] = {}
         self.lanes = [Lane(number) for number in range(settings.partitions)]
         self.tails: dict[str, Tail] = {}
@@ -78,10 +78,12 @@ class Shipper:
 
     async def drained(self) -> None:
         """Returns when every log has ended and all of it is acknowledged."""
+        self._discovered = 0.0
+        self._discover()
         while not (self._told.is_set() and all(tail.done for tail in self.tails.values())):  # noqa: ASYNC110 - files
             await asyncio.sleep(_POLL)
 
-    def tell(self, marks: Mapping[str, Mapping[int, Mark]], next_offsets: Mapping[int, int]) -> None:
+    def tell(self, marks: dict[str, dict[int, Mark]], next_offsets: Mapping[int, int]) -> None:
         """All that the usage service says it has, by log and partition, and its next offset in each partition."""
         self._marks = marks
         self._told.set()
@@ -93,7 +95,9 @@ class Shipper:
         """What the usage service says it has of one log in one partition, and its next offset there."""
         self._next_offsets[partition] = next_offset
         tail = self.tails.get(log)
-        if tail and partition < tail.partitions and tail.take(partition, mark):
+        if tail is None and log in self._marks:
+            self._marks[log][partition] = mark
+        elif tail and partition < tail.partitions and tail.take(partition, mark):
             self._say_again(tail, "its mark went back")
 
     def recognise(self, cluster: str) -> None:
@@ -120,10 +124,9 @@ class Shipper:
 
     def compare(self, acknowledged: Mapping[int, int], found: Mapping[int, int]) -> None:
         """Ships again when a partition, asked after `ends` was taken, ends before that."""
-        for number, end in acknowledged.items():
-            if found.get(number, end) < end:
-                self.lanes[number].end = found[number]
-                self._shorter(number)
+        shorter = [number for number, end in acknowledged.items() if found.get(number, end) < end]
+        if shorter:
+            self._shorter(shorter[0])
 
     async def _read(self) -> None:
         while True:
@@ -205,6 +208,9 @@ class Shipper:
                 self._shorter(lane.number)
 
     def _shorter(self, partition: int) -> None:
+        """A broker that lost the end of one partition may have lost that of others: everything uncovered goes again."""
+        for lane in self.lanes:
+            lane.end = 0
         for tail in self.tails.values():
             tail.ship_again()
             self._say_again(tail, f"partition {partition} ends before what Kafka has acknowledged")

@@ -164,25 +164,19 @@ async def test_without_kafka_a_complete_copy_serves_alone_and_an_empty_one_does_
 
 
 async def test_another_number_of_partitions_ends_the_agent(world: World, platform: Platform) -> None:
+    """In the topics, and in a replica of an earlier setting."""
     await platform.publish(owner())
-    world.settings = {}
-    world.start()
     await platform.beat()
+    world.start()
     await world.until_ready()
     world.kill()
-    (world.data / "elsewhere").mkdir()
-    other = World(world.data / "elsewhere", world.kafka)
-    other.settings = {}
-    environment = other._environment
-
-    def three_more() -> dict[str, str]:
-        return environment() | {"KEYLEDGER_PARTITIONS": str(PARTITIONS + 3)}
-
-    other._environment = three_more  # type: ignore[method-assign]
-    other.start()
-    assert other.process is not None
-    assert await asyncio.to_thread(other.process.wait, 30) == 78
-    assert "KEYLEDGER_PARTITIONS: " in other.output()
+    fresh = World(world.data.parent / "fresh", world.kafka)
+    for edge in (fresh, world):
+        edge.partitions = PARTITIONS + 3
+        edge.start()
+        assert edge.process is not None
+        assert await asyncio.to_thread(edge.process.wait, 30) == 78
+        assert edge.output().splitlines()[-1].startswith("KEYLEDGER_PARTITIONS: ")
 
 
 def _status_of(world: World, key_id: int) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -122,15 +121,24 @@ async def test_a_killed_agent_loses_nothing_and_repeats_only_the_same_bytes(worl
     logs = [world.begin_log(segment_bytes=200_000) for _ in range(2)]
     written = [0, 0]
     world.start()
-    kills, due = 0, time.monotonic() + 2.0
-    while kills < 6:
-        for index, log in enumerate(logs):
-            written[index] = write(log, written[index], chance.randint(1, 20))
-        await asyncio.sleep(0.005)
-        if time.monotonic() > due:
-            world.kill()
-            world.start()
-            kills, due = kills + 1, time.monotonic() + chance.uniform(0.5, 2.5)
+
+    async def flood() -> None:
+        while True:
+            for index, log in enumerate(logs):
+                written[index] = write(log, written[index], chance.randint(1, 20))
+            await asyncio.sleep(0.005)
+
+    async def at_work() -> bool:
+        return (await world.figures())["keyledger_edge_shipped_total"] > 0
+
+    flooding = asyncio.ensure_future(flood())
+    for _ in range(6):
+        await eventually(at_work)
+        # Whatever it is doing then.
+        await asyncio.sleep(chance.uniform(0.0, 0.5))
+        world.kill()
+        world.start()
+    flooding.cancel()
     for log in logs:
         log.close()
     for log, count in zip(logs, written, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
@@ -42,6 +44,7 @@ class World:
     data: Path
     kafka: str
     session: str = "one"
+    partitions: int = PARTITIONS
     settings: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
 
@@ -51,6 +54,9 @@ class World:
         key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         (self.data / "identity.pem").write_bytes(key)
         self.replica = ReplicaReader(self.data / "replica", self.session)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.internal_port = int(probe.getsockname()[1])
 
     @property
     def logs(self) -> Path:
@@ -88,6 +94,15 @@ class World:
     async def until_ready(self, deadline: float = 30.0) -> None:
         await eventually(lambda: self.replica.status().ready, deadline)
 
+    async def internal(self, path: str) -> httpx2.Response:
+        async with httpx2.AsyncClient() as client:
+            return await client.get(f"http://127.0.0.1:{self.internal_port}{path}")
+
+    async def figures(self) -> dict[str, float]:
+        """The agent's metrics, by name and labels."""
+        lines = (await self.internal("/metrics")).text.splitlines()
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
     def begin_log(self, **settings: Any) -> RequestLog:
         return RequestLog.open(self.logs, edge_id=EDGE, partitions=PARTITIONS, **settings)
 
@@ -107,9 +122,11 @@ class World:
             "ALONE_SECONDS": "1",
             **self.settings,
         }
-        common = {"KEYLEDGER_KAFKA": self.kafka, "KEYLEDGER_PARTITIONS": str(PARTITIONS)}
+        common = {"KEYLEDGER_KAFKA": self.kafka, "KEYLEDGER_PARTITIONS": str(self.partitions)}
         return (
-            {"KEYLEDGER_INTERNAL_PORT": "0"} | common | {f"KEYLEDGER_EDGE_{name}": value for name, value in own.items()}
+            {"KEYLEDGER_INTERNAL_PORT": str(self.internal_port)}
+            | common
+            | {f"KEYLEDGER_EDGE_{name}": value for name, value in own.items()}
         )
 
 
