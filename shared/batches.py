@@ -2,7 +2,8 @@
 
 Runs inside the consumer's transaction, and again from the start when that was rolled back. What is known of the batch's
 logs and streams is read without a lock: it changes only together with the offsets, and the transaction ends by comparing
-those. The handler comes first of what is written, and may do so by COPY (see `consumed.advance`).
+those. The handler comes first of what is written. It may begin with a COPY (see `consumed.advance`); after that it writes
+statement by statement, not in a pipeline (see `consumed.store_marks`).
 """
 
 from __future__ import annotations

@@ -104,23 +104,23 @@ async def store_marks(connection: Connection, marks: Mapping[tuple[str, int], Lo
     changed = sorted(key for key, held in marks.items() if held.changed)
     if not changed:
         return
-    async with connection.cursor() as cursor:
-        await cursor.executemany(
-            "INSERT INTO request_marks (log, partition, last, gaps, gap_since, closed) VALUES (%s, %s, %s, %s,"
-            " CASE WHEN %s THEN now() END, %s) ON CONFLICT (log, partition) DO UPDATE SET last = excluded.last,"
-            " gaps = excluded.gaps, closed = excluded.closed, changed = true, gap_since = CASE"
-            " WHEN excluded.gap_since IS NOT NULL THEN coalesce(request_marks.gap_since, excluded.gap_since) END",
-            [
-                (
-                    *key,
-                    held.mark.last,
-                    [end for gap in held.mark.gaps for end in gap],
-                    bool(held.mark.gaps),
-                    held.closed,
-                )
-                for key, held in ((key, marks[key]) for key in changed)
-            ],
-        )
+    # One statement, as everywhere here: between those of a pipeline (executemany) the server has no deadline for a client
+    # that was stopped, and keeps its locks.
+    await connection.execute(
+        "INSERT INTO request_marks (log, partition, last, gaps, gap_since, closed)"
+        " SELECT log, partition, last, gaps::bigint[], CASE WHEN gaps <> '{}' THEN now() END, closed"
+        " FROM unnest(%s::text[], %s::int[], %s::bigint[], %s::text[], %s::boolean[]) AS m (log, partition, last, gaps, closed)"
+        " ON CONFLICT (log, partition) DO UPDATE SET last = excluded.last, gaps = excluded.gaps, closed = excluded.closed,"
+        " changed = true, gap_since = CASE"
+        " WHEN excluded.gap_since IS NOT NULL THEN coalesce(request_marks.gap_since, excluded.gap_since) END",
+        [
+            [log for log, _ in changed],
+            [partition for _, partition in changed],
+            [marks[key].mark.last for key in changed],
+            ["{" + ",".join(f"{low},{high}" for low, high in marks[key].mark.gaps) + "}" for key in changed],
+            [marks[key].closed for key in changed],
+        ],
+    )
     complete = sorted({key[0] for key in changed if marks[key].closed and not marks[key].mark.gaps})
     for log in complete:
         await _collapse(connection, log, partitions)
@@ -157,17 +157,14 @@ async def store_versions(connection: Connection, topic: str, versions: Mapping[s
 
 async def park(connection: Connection, cluster: str, poison: Iterable[tuple[Record, str]]) -> None:
     """Puts records that can't be taken aside, as they came, with the reason."""
-    async with connection.cursor() as cursor:
-        await cursor.executemany(
+    for record, error in poison:
+        await connection.execute(
             'INSERT INTO dead_letters (cluster, topic, partition, "offset", key, value, header_names, header_values, error)'
             " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
             [
-                (
-                    *(cluster, record.topic, record.partition, record.offset, record.key, record.value),
-                    *([name.replace("\x00", "") for name, _ in record.headers], [value for _, value in record.headers]),
-                    error,
-                )
-                for record, error in poison
+                *(cluster, record.topic, record.partition, record.offset, record.key, record.value),
+                *([name.replace("\x00", "") for name, _ in record.headers], [value for _, value in record.headers]),
+                error,
             ],
         )
 

@@ -1,8 +1,6 @@
 """The relay: publishes a service's event log to Kafka, in order, one transaction a batch, from a stored checkpoint.
 
-One relay a service is the leader: it holds a session advisory lock on its only connection, which the server ends when
-it was not used for three seconds. A relay that was stopped and wakes up finds its connection gone, and whatever its
-producer still holds is fenced by the broker, because its successor has opened the same transactional id.
+One relay a service leads; one that was stopped and wakes up can write nothing any more (`shared.leader`).
 """
 
 from __future__ import annotations
@@ -10,17 +8,16 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
 
-import psycopg
 import structlog
 from prometheus_client import Counter as Metric
 from prometheus_client import Gauge
 
 from shared.checkpoint import Checkpoint, Survey, contradiction, survey
 from shared.eventstore import CHANNEL, StoredEvent, read_log
-from shared.kafka import KafkaUnavailable, Message, Producer, cluster_id, ensure_topics
-from shared.postgres import AWAY, Connection, connect
+from shared.kafka import Message, Producer, cluster_id
+from shared.leader import Leader, used_each_second
+from shared.postgres import Connection
 from shared.publication import Messages, Publication
 from shared.settings import Base
 from shared.telemetry import Check
@@ -32,7 +29,6 @@ _log = structlog.get_logger()
 
 _position = Gauge("keyledger_relay_position", "Position of the log up to which everything is in Kafka")
 _head = Gauge("keyledger_relay_head", "Position of the log's last event")
-_leader = Gauge("keyledger_relay_leader", "1 while this relay is the one that publishes")
 _published = Metric("keyledger_relay_published_total", "Events published")
 
 
@@ -40,57 +36,26 @@ class Relay:
     """Publishes for as long as `run` runs; loses and regains leadership, database and Kafka without help."""
 
     def __init__(self, settings: Base, dsn: str, publication: Publication) -> None:
+        self._leader = Leader(settings, dsn, publication.source, _LOCK, publication.topics)
         self._settings = settings
-        self._dsn = dsn
         self._what = publication
-        self._check = Check(False, "starting")
         self._make = Messages(publication, settings.partitions, epoch=0)
         self._checkpoint = Checkpoint(0, "", {})
         self._streams: Counter[int] = Counter()
 
     def checks(self) -> dict[str, Callable[[], Check]]:
         """For readiness: that this relay leads, or stands by for the one that does."""
-        return {"relay": lambda: self._check}
+        return {"relay": lambda: self._leader.check}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`; every failure is logged, shown in readiness, and tried again from the checkpoint."""
-        while not stop.is_set():
-            try:
-                await self._term(stop)
-            except (KafkaUnavailable, psycopg.Error) as error:
-                _log.warning("relay interrupted", error=str(error))
-                self._check = Check(False, str(error))
-            finally:
-                _leader.set(0)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), 0.5)
+        await self._leader.run(self._term, stop)
 
-    async def _term(self, stop: asyncio.Event) -> None:
-        connection = await connect(self._dsn, idle_session_timeout="3s")
-        async with connection:
-            if not await self._elected(connection, stop):
-                return
-            async with _used_each_second(connection):
-                await ensure_topics(self._settings, self._what.topics)
-                producer = await Producer.open(self._settings.kafka, self._what.source)
-            try:
-                async with _used_each_second(connection):
-                    sound = await self._reconcile(connection, producer)
-                if sound:
-                    await self._publish(connection, producer, stop)
-            finally:
-                await producer.abandon()
-
-    async def _elected(self, connection: Connection, stop: asyncio.Event) -> bool:
-        while not stop.is_set():
-            row = await (await connection.execute("SELECT pg_try_advisory_lock(%s) AS got", [_LOCK])).fetchone()
-            if row and row["got"]:
-                _leader.set(1)
-                return True
-            self._check = Check(True, "standing by")
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), 1.0)
-        return False
+    async def _term(self, connection: Connection, producer: Producer, stop: asyncio.Event) -> None:
+        async with used_each_second(connection):
+            sound = await self._reconcile(connection, producer)
+        if sound:
+            await self._publish(connection, producer, stop)
 
     async def _reconcile(self, connection: Connection, producer: Producer) -> bool:
         """Compares the topics with the checkpoint: sends again what Kafka lost; False when Kafka holds more than the log."""
@@ -99,7 +64,7 @@ class Relay:
         found = await survey(self._settings.kafka, self._what.topics, self._checkpoint)
         if why := await contradiction(connection, self._what.topic, found, head):
             _log.error("repair needed", reason=why)
-            self._check = Check(False, f"repair needed: {why}")
+            self._leader.check = Check(False, f"repair needed: {why}")
             await connection.execute("UPDATE log_head SET repair_needed = %s", [why])
             return False
         self._streams = Counter(map(self._make.number, await self._known(connection)))
@@ -156,7 +121,7 @@ class Relay:
                 everywhere = self._beats(range(self._settings.partitions), self._checkpoint.position)
                 await self._transact(connection, producer, everywhere, self._checkpoint.position)
                 await self._read_head(connection)
-            self._check = Check(True, f"leading, position {self._checkpoint.position}")
+            self._leader.check = Check(True, f"leading, position {self._checkpoint.position}")
             if not events:
                 async for _ in connection.notifies(timeout=max(0.0, beat_due - clock()), stop_after=1):
                     pass
@@ -195,21 +160,3 @@ class Relay:
         if self._what.states_topic is None:
             return []
         return [self._make.beat(number, position, self._streams[number]) for number in numbers]
-
-
-@asynccontextmanager
-async def _used_each_second(connection: Connection) -> AsyncIterator[None]:
-    """Uses the connection each second while something else takes long: the server ends one that is idle for three."""
-
-    async def use() -> None:
-        while True:
-            await asyncio.sleep(1.0)
-            await connection.execute("SELECT 1")
-
-    task = asyncio.create_task(use())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError, *AWAY):
-            await task

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import structlog
-from prometheus_client import Gauge
 
 from services.usage import store
 from services.usage.domain import count
@@ -26,10 +25,10 @@ from shared.kafka import (
     Producer,
     Reader,
     cluster_id,
-    ensure_topics,
 )
+from shared.leader import Leader, used_each_second
 from shared.partitions import partition_for
-from shared.postgres import AWAY, Connection, Pool, connect
+from shared.postgres import Connection, Pool
 from shared.telemetry import Check
 
 SOURCE = "keyledger/usage"
@@ -39,7 +38,6 @@ _USAGE_MAX = 5000
 _MARKS_EVERY = 0.2
 _USAGE_EVERY = 1.0
 _log = structlog.get_logger()
-_leader = Gauge("keyledger_usage_publisher_leader", "1 while this process is the one that publishes totals and marks")
 
 
 def request_consumer(settings: Settings, pool: Pool) -> Consumer:
@@ -55,14 +53,13 @@ async def store_requests(connection: Connection, events: Sequence[RequestEvent])
 class Publisher:
     """Publishes the keys' totals and the request logs' marks that changed, for as long as `run` runs.
 
-    One worker leads: it holds a session lock on its only connection, which the server ends when it was not used for
-    three seconds. Its producer's transactional id is fixed, so what a stopped leader still holds when it wakes up is
-    refused by the broker: a mark never goes back.
+    One worker leads; what one that was stopped still holds when it wakes up is refused (`shared.leader`): a mark never
+    goes back. An end may come at any moment: what was sent and is still flagged is sent again.
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._leader = Leader(settings, settings.database, SOURCE, _LOCK, [KEY_USAGE, USAGE_MARKS])
         self._settings = settings
-        self._check = Check(False, "starting")
         self._epoch = 1
         self._cluster = ""
         self._offsets: dict[str, int] = {}
@@ -70,50 +67,17 @@ class Publisher:
 
     def checks(self) -> dict[str, Callable[[], Check]]:
         """For readiness: that this publisher leads, or stands by for the one that does."""
-        return {"publisher": lambda: self._check}
+        return {"publisher": lambda: self._leader.check}
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop`, which may come at any moment: what was sent and is still flagged is sent again."""
-        stopped, leading = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self._lead())
-        await asyncio.wait([stopped, leading], return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        leading.cancel()
-        with suppress(asyncio.CancelledError):
-            await leading
+        """Until `stop`; what failed is shown in readiness and tried again."""
+        await self._leader.run(self._term, stop)
 
-    async def _lead(self) -> None:
-        while True:
-            try:
-                await self._term()
-            except (KafkaUnavailable, *AWAY) as error:
-                _log.warning("publisher interrupted", error=str(error))
-                self._check = Check(False, str(error))
-            finally:
-                _leader.set(0)
-            await asyncio.sleep(0.5)
-
-    async def _term(self) -> None:
-        async with await connect(self._settings.database, idle_session_timeout="3s") as connection:
-            await self._elected(connection)
-            async with _used_each_second(connection):
-                await ensure_topics(self._settings, [KEY_USAGE, USAGE_MARKS])
-                producer = await Producer.open(self._settings.kafka, SOURCE)
-            try:
-                async with _used_each_second(connection):
-                    ends = await self._ends()
-                await self._reconcile(connection, ends)
-                await self._publish(connection, producer)
-            finally:
-                await producer.abandon()
-
-    async def _elected(self, connection: Connection) -> None:
-        while True:
-            row = await (await connection.execute("SELECT pg_try_advisory_lock(%s) AS got", [_LOCK])).fetchone()
-            if row and row["got"]:
-                _leader.set(1)
-                return
-            self._check = Check(True, "standing by")
-            await asyncio.sleep(1.0)
+    async def _term(self, connection: Connection, producer: Producer, stop: asyncio.Event) -> None:
+        async with used_each_second(connection):
+            ends = await self._ends()
+        await self._reconcile(connection, ends)
+        await self._publish(connection, producer, stop)
 
     async def _ends(self) -> dict[str, int]:
         self._cluster = await cluster_id(self._settings.kafka)
@@ -133,18 +97,19 @@ class Publisher:
         self._offsets = ends
         await store.save_publication(connection, self._cluster, ends)
 
-    async def _publish(self, connection: Connection, producer: Producer) -> None:
+    async def _publish(self, connection: Connection, producer: Producer, stop: asyncio.Event) -> None:
         clock = asyncio.get_running_loop().time
         usage_due = clock()
-        while True:
+        while not stop.is_set():
             marks = await store.changed_marks(connection, REQUEST_EVENTS.name, _BATCH)
             await self._send(connection, producer, [self._mark(mark) for mark in marks])
             await store.marks_published(connection, marks)
             if clock() >= usage_due:
                 usage_due = clock() + _USAGE_EVERY
                 await self._publish_usage(connection, producer)
-            self._check = Check(True, "leading")
-            await asyncio.sleep(_MARKS_EVERY)
+            self._leader.check = Check(True, "leading")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _MARKS_EVERY)
 
     async def _publish_usage(self, connection: Connection, producer: Producer) -> None:
         """In turns, so that no key waits for ever when more change in a second than can be published."""
@@ -193,21 +158,3 @@ class Publisher:
 
 def _name(partition: Partition) -> str:
     return f"{partition.topic}/{partition.partition}"
-
-
-@asynccontextmanager
-async def _used_each_second(connection: Connection) -> AsyncIterator[None]:
-    """Uses the connection each second while something else takes long: the server ends one that is idle for three."""
-
-    async def use() -> None:
-        while True:
-            await asyncio.sleep(1.0)
-            await connection.execute("SELECT 1")
-
-    task = asyncio.create_task(use())
-    try:
-        yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError, *AWAY):
-            await task
