@@ -24,14 +24,14 @@ from aiokafka.errors import (
     TopicAlreadyExistsError,
 )
 from aiokafka.producer import sender
-from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.producer.message_accumulator import BatchBuilder as Batch
 from aiokafka.structs import ConsumerRecord
 from aiokafka.structs import TopicPartition as Partition
 
 from shared.events.topics import Topic
 from shared.settings import Base
 
-__all__ = ["Fenced", "KafkaUnavailable", "Message", "Partition", "Producer", "Reader", "Record"]
+__all__ = ["Batch", "Fenced", "KafkaUnavailable", "Message", "Partition", "Producer", "Reader", "Record"]
 
 Record = ConsumerRecord[bytes, bytes]
 
@@ -168,11 +168,11 @@ class Producer:
             await self._client.commit_transaction()
         return ends
 
-    def batch(self) -> BatchBuilder:
+    def batch(self) -> Batch:
         """An empty batch: `append(timestamp=ms, key=, value=, headers=)` gives None when it is full."""
         return self._client.create_batch()
 
-    async def send(self, batch: BatchBuilder, partition: Partition) -> int:
+    async def send(self, batch: Batch, partition: Partition) -> int:
         """Writes the batch; returns the offset of its first record when all in-sync replicas have it."""
         async with _guarded("send", 60.0):
             future = await self._client.send_batch(batch, partition.topic, partition=partition.partition)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from services.edge.tail import Item
-
-if TYPE_CHECKING:
-    from aiokafka.producer.message_accumulator import BatchBuilder
+from shared.kafka import Batch
 
 
 class Lane:
@@ -37,7 +34,7 @@ class Lane:
         self._waiting.append(item)
         self.filled.set()
 
-    def load(self, batch: BatchBuilder) -> bool:
+    def load(self, batch: Batch) -> bool:
         """Puts as many as fit into the batch; False when there is none."""
         waiting, flying = self._waiting, self._flying
         append = batch.append

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import structlog
 
@@ -20,11 +19,8 @@ from services.edge.requestlog_reader import LogUnreadableError, logs
 from services.edge.tail import Tail
 from services.edge.topics import ensure
 from shared.events.topics import REQUEST_EVENTS
-from shared.kafka import KafkaUnavailable, Partition, Producer, cluster_id
+from shared.kafka import Batch, KafkaUnavailable, Partition, Producer, cluster_id
 from shared.settings import Base
-
-if TYPE_CHECKING:
-    from aiokafka.producer.message_accumulator import BatchBuilder
 
 _POLL = 0.02
 _DISCOVER = 0.1
@@ -220,7 +216,7 @@ class Shipper:
         _log.warning("a request log is shipped again", log=tail.id, reason=why)
 
 
-async def _acknowledged(producer: Producer, batch: BatchBuilder, partition: Partition, patience: float) -> int:
+async def _acknowledged(producer: Producer, batch: Batch, partition: Partition, patience: float) -> int:
     try:
         async with asyncio.timeout(patience):
             return await producer.send(batch, partition)
