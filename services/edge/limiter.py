@@ -39,8 +39,8 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 
     `limit`, `remaining` and `reset_ns` (boot clock) are of one window: the one with the fewest remaining, of equals the
     longest; at a refusal the exhausted one that frees last. `reset_ns` is when Remaining next rises; at a refusal, when
-    all windows admit one, and a request at that moment is admitted if none was in between. `retry_after_ns` is the wait
-    until then, 0 when admitted. `policies` has a (name, limit, window in s, remaining, reset_ns) for each limited window.
+    all windows admit one, and a request at that moment is admitted if none was in between.
+    `policies` has a (name, limit, window in s, remaining, reset_ns) for each limited window.
     `limit` None: the key has no limits.
     """
 
@@ -48,11 +48,10 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     limit: int | None
     remaining: int
     reset_ns: int
-    retry_after_ns: int
     policies: tuple[Policy, ...]
 
 
-UNLIMITED = Verdict(allowed=True, limit=None, remaining=0, reset_ns=0, retry_after_ns=0, policies=())
+UNLIMITED = Verdict(allowed=True, limit=None, remaining=0, reset_ns=0, policies=())
 
 
 class _Window:
@@ -150,7 +149,7 @@ class Limiter:
                 policies.append((window.name, bound, window.seconds, left, frees))
                 if left <= remaining:
                     limit, remaining, reset = bound, left, frees
-        return Verdict(True, limit, remaining, reset, 0, tuple(policies)) if policies else UNLIMITED
+        return Verdict(True, limit, remaining, reset, tuple(policies)) if policies else UNLIMITED
 
     def peek(self, key_id: int, limits: Limits, now_ns: int) -> Verdict:
         """What `admit` would see, consuming nothing: `allowed` whether it would admit, `remaining` before it did."""
@@ -164,7 +163,7 @@ class Limiter:
         if not policies:
             return UNLIMITED
         _, limit, _, remaining, reset = min(reversed(policies), key=_REMAINING)
-        return Verdict(True, limit, remaining, reset, 0, policies)
+        return Verdict(True, limit, remaining, reset, policies)
 
     def record(self, key_id: int, admitted_ns: int, count: int = 1) -> None:
         """Counts admissions of the past, in any order, such as a request log tells of. Never of the future."""
@@ -223,4 +222,4 @@ def _refusal(windows: Iterable[_Window], bounds: Bounds, now: int) -> Verdict:
         window.drop(now)
     policies = _policies(windows, bounds, now)
     _, limit, _, _, reset = max((policy for policy in policies if policy[3] == 0), key=_LATEST)
-    return Verdict(False, limit, 0, reset, reset - now, policies)
+    return Verdict(False, limit, 0, reset, policies)
