@@ -81,12 +81,12 @@ class Consumer:
 
     def checks(self) -> dict[str, Callable[[], Check]]:
         """For readiness: that it reads, and that no partition is stopped."""
-        return {"consumer": self._check}
 
-    def _check(self) -> Check:
-        if problem := self._problem or "; ".join(self._halted.values()):
-            return Check(False, problem)
-        return Check(True, f"{len(self._ready)} partitions")
+        def check() -> Check:
+            problem = self._problem or "; ".join(self._halted.values())
+            return Check(not problem, problem or f"{len(self._ready)} partitions")
+
+        return {"consumer": check}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`, which lets a transaction under way finish. After too much poison it only waits, not ready."""
@@ -168,10 +168,12 @@ class Consumer:
         if not missing:
             return
         generation = self._generation
-        bounds = await reader.bounds(missing)
         starts: dict[Partition, tuple[Held, str]] = {}
+        # What is held first: where logs end may have moved on meanwhile, but not back.
         async with self._pool.connection() as connection:
             held = await consumed.held_offsets(connection, missing)
+        bounds = await reader.bounds(missing)
+        async with self._pool.connection() as connection:
             for partition in sorted(missing):
                 starts[partition] = await self._start(connection, partition, held.get(partition), *bounds[partition])
         if generation != self._generation:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from prometheus_client import REGISTRY
 
 from shared.consumer import Consumer, Subscription
 from shared.events.requests import RequestEvent
@@ -34,6 +35,8 @@ from tests.support.eventually import eventually
 from tests.support.topics import adelete_topics
 
 pytestmark = pytest.mark.anyio
+
+LOST_TAILS = "keyledger_consumer_lost_tails_total"
 
 
 @pytest.fixture
@@ -356,7 +359,7 @@ async def test_only_one_of_two_that_hold_the_same_batch_stores_it(requests: Benc
 
     requests.subscription = Subscription(REQUESTS, BY_MARKS.kind, forget_marks)
     log, sent = Log(), list[Written]()
-    producer = await Producer.open(requests.kafka)
+    producer, lost = await Producer.open(requests.kafka), REGISTRY.get_sample_value(LOST_TAILS)
     async with requests.consumer(), requests.consumer(group="other"):
         for _ in range(40):
             records = traffic(log, 25)
@@ -364,6 +367,7 @@ async def test_only_one_of_two_that_hold_the_same_batch_stores_it(requests: Benc
             await requests.ship(records, producer)
         await requests.has_taken(identities(sent))
     await producer.abandon()
+    assert REGISTRY.get_sample_value(LOST_TAILS) == lost, "an offset that another has moved on is no lost tail"
 
 
 async def test_consumer_stuck_in_a_copy_does_not_hold_up_its_successor(requests: Bench) -> None:
