@@ -24,7 +24,7 @@ from shared.settings import Base
 
 _POLL = 0.02
 _DISCOVER = 0.1
-_MAX_WAITING = 20_000
+_MAX_WAITING = 8_000
 _ACK_SECONDS = (5.0, 60.0)
 _BACKOFF = (0.1, 0.2, 0.5, 1.0, 2.0)
 _log = structlog.get_logger()
