@@ -18,7 +18,7 @@ up: setup ## Run the whole stack: PostgreSQL, Kafka, all services and a first ke
 	@$(BIN)/keyledger up $(ARGS)
 
 test: setup ## Run all tests (ARGS="tests/unit -x")
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest -n 3 --dist loadgroup $(ARGS)
 
 check: setup ## Lint, format, types, layering, unused code
 	$(BIN)/ruff check

@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.stack import Servers, local_servers
 from tests.support.topics import delete_topics
+
+
+# What shares a stack or servers, and what would disturb what else runs on them, goes to one worker.
+_TOGETHER = {
+    "e2e/test_kills.py": "faults",
+    "e2e/test_outages.py": "faults",
+    "e2e": "api",
+    "integration/edge_agent": "agent",
+    "integration/edge": "edge",
+    "integration/local": "local",
+    "integration/usage": "usage",
+    "integration/stats": "usage",
+    "integration": "store",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Names the group of each test, for runs with several workers: unit tests by file, others by what they share."""
+    for item in items:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        group = next((group for prefix, group in _TOGETHER.items() if path.startswith(prefix)), path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
