@@ -11,7 +11,6 @@ import pytest
 from tests.support.stack import Servers, local_servers
 from tests.support.topics import delete_topics
 
-
 # What shares a stack or servers, and what would disturb what else runs on them, goes to one worker.
 _TOGETHER = {
     "e2e/test_kills.py": "faults",
