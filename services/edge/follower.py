@@ -14,6 +14,7 @@ from collections.abc import Callable
 import structlog
 
 from services.edge.clock import SECOND, boot_ns
+from services.edge.complaint import Complaint
 from services.edge.readiness import go_on_from, matches, may_serve, reported
 from services.edge.replica_draft import StateBatch
 from services.edge.replica_writer import ReplicaWriter
@@ -60,6 +61,7 @@ class Follower:
         self._caught_up: set[int] = set()
         self._whole: set[int] = set()
         self._readers_checked = time.monotonic()
+        self._complaint = Complaint("following interrupted")
         self.problem = "starting"
 
     @property
@@ -133,7 +135,7 @@ class Follower:
                 self._reachable = False
                 self._caught_up.clear()
                 self.problem = str(error)
-                _log.warning("following interrupted", error=self.problem)
+                self._complaint.tell(error)
             await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
 
     async def _session(self) -> None:
@@ -160,6 +162,7 @@ class Follower:
         self._caught_up.clear()
         self._whole.clear()
         self._heard = time.monotonic()
+        self._complaint.over()
         target = self._second or self._serving
         offsets = go_on_from(target.offsets, target.meta.cluster, self._cluster, bounds)
         if offsets is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from services.edge.complaint import Complaint
 from services.edge.marks import Mark
 from services.edge.requestlog_reader import logs
 from services.edge.shipper import Shipper
@@ -54,6 +55,7 @@ class MarkReader:
         self._settings = settings
         self._directory = directory
         self._shipper = shipper
+        self._complaint = Complaint("marks can't be read")
         self.problem = "starting"
 
     async def run(self) -> None:
@@ -70,7 +72,7 @@ class MarkReader:
                 self._shipper.tell({}, {})
             except KafkaUnavailable as error:
                 self.problem = str(error)
-                _log.warning("marks can't be read", error=self.problem)
+                self._complaint.tell(error)
             if failures >= _ATTEMPTS:
                 # Kafka is there, its marks can't be read: rather ship too much than nothing.
                 failures = 0
@@ -83,6 +85,7 @@ class MarkReader:
         try:
             await self._load(reader)
             self.problem, looked = "", time.monotonic()
+            self._complaint.over()
             while True:
                 found = await reader.fetch(timeout_ms=_TURN_MS)
                 for data in _read(record for records in found.values() for record in records):

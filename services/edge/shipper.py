@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from services.edge.complaint import Complaint
 from services.edge.lane import Lane
 from services.edge.marks import Mark
 from services.edge.requestlog_reader import LogUnreadableError, logs
@@ -41,6 +42,7 @@ class Shipper:
         self._discovered = 0.0
         self._told = asyncio.Event()
         self._elsewhere = asyncio.Event()
+        self._complaint = Complaint("shipping interrupted")
         self._marks: dict[str, dict[int, Mark]] = {}
         self._next_offsets: dict[int, int] = {}
         self.lanes = [Lane(number) for number in range(settings.partitions)]
@@ -167,7 +169,7 @@ class Shipper:
                 # Longer each time: a broker that is only slow must not get the same records again and again.
                 await self._session(min(least * 2**failures, most))
             except* KafkaUnavailable as group:
-                _log.warning("shipping interrupted", error=str(first_of(group)))
+                self._complaint.tell(first_of(group))
             failures = 0 if self.shipped > before else failures + 1
             await asyncio.sleep(_BACKOFF[min(failures, len(_BACKOFF) - 1)])
 
@@ -198,6 +200,7 @@ class Shipper:
             if not lane.load(batch):
                 continue
             offset = await _acknowledged(producer, batch, partition, patience)
+            self._complaint.over()
             before = lane.end
             self.shipped += lane.land(offset)
             if offset < before:

@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from typing import Literal
 from uuid import uuid4
 
-import structlog
-
+from services.edge.complaint import Complaint
 from services.edge.follower import Follower
 from services.edge.topics import ensure
 from shared.events import CloudEvent
@@ -26,7 +25,6 @@ _EVERY = 1.0
 _DEADLINE = 5.0
 _FAREWELL = 2.0
 _BACKOFF = 0.5
-_log = structlog.get_logger()
 
 Status = Literal["live", "stopped", "retired"]
 
@@ -41,6 +39,7 @@ class StatusPublisher:
         self._key = edge.encode()
         self._partition = Partition(EDGE_STATUS.name, partition_for(self._key, settings.partitions))
         self._wake = asyncio.Event()
+        self._complaint = Complaint("the edge's status can't be sent")
         self._producer: Producer | None = None
         self.sent = 0
 
@@ -54,7 +53,7 @@ class StatusPublisher:
             try:
                 await self._session()
             except KafkaUnavailable as error:
-                _log.warning("the edge's status can't be sent", error=str(error))
+                self._complaint.tell(error)
             await self.close()
             await asyncio.sleep(_BACKOFF)
 
@@ -91,6 +90,7 @@ class StatusPublisher:
         batch.append(timestamp=int(event.time.timestamp() * 1000), key=self._key, value=event.encode())
         await producer.send(batch, self._partition)
         self.sent += 1
+        self._complaint.over()
 
     def _describe(self, status: Status) -> CloudEvent[EdgeStatus]:
         follower = self._follower
