@@ -57,7 +57,8 @@ def configure_logging(level: str, **always: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    logging.getLogger("aiokafka").setLevel("ERROR")
+    # It repeats an error up to thousands of times a second while a broker or a topic is away; whoever calls it tells.
+    logging.getLogger("aiokafka").setLevel("CRITICAL")
     logging.getLogger("httpx2").setLevel("WARNING")
     logging.getLogger("httpcore2").setLevel("WARNING")
 

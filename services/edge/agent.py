@@ -5,7 +5,6 @@ replica, ships the request logs, deletes what is stored of them, and tells the k
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -32,8 +31,6 @@ async def run(settings: EdgeSettings, stop: asyncio.Event) -> None:
 
     Raises `PartitionsChangedError` when a topic or the replica has another number of partitions than the settings say.
     """
-    # It says the same many times a second; what it means is in the errors that the parts log.
-    logging.getLogger("aiokafka").setLevel("CRITICAL")
     try:
         agent = Agent(settings)
         REGISTRY.register(Figures(agent))
