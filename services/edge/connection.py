@@ -66,6 +66,7 @@ class ClientConnection(asyncio.Protocol):
         self._held = False
         self._waits = False
         self._paused = False
+        self._full = False
 
     # asyncio
 
@@ -95,7 +96,9 @@ class ClientConnection(asyncio.Protocol):
 
     @override
     def pause_writing(self) -> None:
-        """asyncio: the client does not keep up."""
+        """asyncio: the client does not keep up. It gets no other answer before it has taken these."""
+        self._full = True
+        self._regulate()
         self._deadline_ns = self._in(self._edge.settings.body_idle_seconds)
         if self._exchange is not None:
             self._exchange.client_full(full=True)
@@ -103,6 +106,11 @@ class ClientConnection(asyncio.Protocol):
     @override
     def resume_writing(self) -> None:
         """asyncio: the client has caught up."""
+        self._full = False
+        if self._state is _State.HEAD:
+            self._go_on()
+        else:
+            self._regulate()
         if self._state is _State.EXCHANGE:
             self._deadline_ns = NEVER if self._reader is None else self._in(self._edge.settings.body_idle_seconds)
         if self._exchange is not None:
@@ -273,6 +281,13 @@ class ClientConnection(asyncio.Protocol):
         if self._clients.draining:
             self._close()
             return
+        if self._full:
+            self._deadline_ns = self._in(self._edge.settings.body_idle_seconds)
+            self._regulate()
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
         self._deadline_ns = self._in(self._edge.settings.idle_seconds)
         if self._buffer:
             # Not from here: a thousand requests in a row would be a thousand calls deep.
@@ -281,13 +296,14 @@ class ClientConnection(asyncio.Protocol):
             self._regulate()
 
     def _resume(self) -> None:
-        if self._state is _State.HEAD and self._transport is not None and self._buffer:
+        if self._state is _State.HEAD and self._transport is not None and self._buffer and not self._full:
             data, self._buffer = self._buffer, b""
             self._regulate()
             self.data_received(data)
 
     def _regulate(self) -> None:
-        pause = (self._held or self._waits) and self._state is _State.EXCHANGE
+        busy = self._state is _State.EXCHANGE and (self._held or self._waits)
+        pause = busy or (self._full and self._state in {_State.HEAD, _State.UNWANTED})
         if self._transport is None or pause is self._paused or self._transport.is_closing():
             return
         self._paused = pause

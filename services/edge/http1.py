@@ -136,18 +136,29 @@ class RequestParser:
         return self._request(method.decode(), target, int(minor), self._fields(head))
 
     def _fields(self, head: bytes) -> Fields:
+        try:
+            fields = self._feed(head)
+        except httptools.HttpParserError:
+            # Once more with a fresh one: what another connection's head left in it (it obeys Proxy-Connection, we don't)
+            # must not become this one's error.
+            self._renew()
+            try:
+                fields = self._feed(head)
+            except httptools.HttpParserError as error:
+                self._renew()
+                raise BadMessage("The request head is malformed") from error
+        if len(fields) > HEADERS_MAX:
+            self._renew()
+            raise BadMessage("There are too many headers", 431)
+        return fields
+
+    def _feed(self, head: bytes) -> Fields:
         parts = self._parts
         parts.fields = []
         try:
             self._parser.feed_data(head)
         except httptools.HttpParserUpgrade:
             self._renew()
-        except httptools.HttpParserError as error:
-            self._renew()
-            raise BadMessage("The request head is malformed") from error
-        if len(parts.fields) > HEADERS_MAX:
-            self._renew()
-            raise BadMessage("There are too many headers", 431)
         return parts.fields
 
     def _request(self, method: str, target: bytes, minor: int, fields: Fields) -> RequestHead:

@@ -10,6 +10,7 @@ from urllib.parse import unquote_to_bytes
 from services.edge.http1 import BadMessage
 
 _PLAIN = re.compile(r"(?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*+)++/?|/")
+_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # Dots, slashes, backslashes and control characters.
 _HIDDEN = re.compile(r"%(?:2[EeFf]|5[Cc]|[01][0-9A-Fa-f]|7[Ff])")
@@ -30,24 +31,16 @@ def split(target: bytes) -> tuple[str, str]:
         raise BadMessage("The path is ambiguous")
     if _BROKEN_ESCAPE.search(path) or _DOT_SEGMENT.search(path):
         raise BadMessage("The path is ambiguous")
-    try:
-        meant = _decoded(path)
-        _check_deeper(meant)
-    except UnicodeDecodeError:
-        raise BadMessage("The path is not UTF-8") from None
-    return path, meant
-
-
-def _decoded(path: str) -> str:
     if _HIDDEN.search(path):
         raise BadMessage("The path is ambiguous")
-    return unquote_to_bytes(path).decode()
-
-
-def _check_deeper(path: str) -> None:
-    """Some servers decode twice; each round makes the path shorter, so this ends."""
-    while "%" in path and (deeper := _decoded(path)) != path:
-        path = deeper
+    try:
+        meant = unquote_to_bytes(path).decode()
+    except UnicodeDecodeError:
+        raise BadMessage("The path is not UTF-8") from None
+    # What is still encoded would be another path to a server that decodes twice; so would `..;x`, hidden until now.
+    if _ESCAPE.search(meant) or _DOT_SEGMENT.search(meant):
+        raise BadMessage("The path is ambiguous")
+    return path, meant
 
 
 def without_parameters(path: str) -> str:

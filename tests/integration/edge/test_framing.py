@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import select
+import socket
+import time
 
 import pytest
 
@@ -179,3 +182,24 @@ def test_slow_heads_and_idle_connections_end(make) -> None:  # type: ignore[no-u
     assert (answer.status, answer.header("connection")) == (408, "close")
     assert body.closed()
     assert world.record(answer.header("x-request-id")).status_code == 408
+
+
+def test_a_client_that_takes_no_answers_is_not_read_on(world: World) -> None:
+    head = b"GET /.well-known/keyledger/jwks.json HTTP/1.1\r\nHost: x\r\n\r\n" * 1000
+    with socket.create_connection(("127.0.0.1", world.port)) as client:
+        client.setblocking(False)
+        sent, quiet_since = 0, time.monotonic()
+        while time.monotonic() - quiet_since < 2 and sent < 64 * 1024 * 1024:
+            try:
+                sent += client.send(head)
+                quiet_since = time.monotonic()
+            except BlockingIOError:
+                select.select([], [client], [], 0.1)
+        assert sent < 64 * 1024 * 1024
+        client.setblocking(True)
+        client.settimeout(20)
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(15) == b"HTTP/1.1 200 OK"
+    with Raw(world.port) as other:
+        other.send(request("/.well-known/keyledger/jwks.json"))
+        assert other.response().status == 200

@@ -113,6 +113,14 @@ def test_a_request_is_taken_apart() -> None:
     assert request.keep_alive
 
 
+@pytest.mark.parametrize("name", ["Proxy-Connection", "Connection", "Keep-Alive", "Upgrade", "Proxy-Upgrade"])
+@pytest.mark.parametrize("value", ["close", "keep-alive", "upgrade", "close, keep-alive", "h2c", "websocket"])
+def test_no_head_leaves_anything_to_the_next(name: str, value: str) -> None:
+    parser = RequestParser()
+    parser.parse(f"GET / HTTP/1.1\r\nHost: x\r\n{name}: {value}\r\n\r\n".encode())
+    assert parser.parse(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").keep_alive
+
+
 def test_a_parser_keeps_nothing_between_requests() -> None:
     parser = RequestParser()
     for line in ("Content-Length: 9", "Transfer-Encoding: chunked", "Connection: close", "Upgrade: websocket", "A: b"):
