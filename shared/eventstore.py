@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
 from psycopg import errors
@@ -83,13 +83,20 @@ class Stream(Generic[State]):
     project: Callable[[Connection, State, int], Awaitable[None]]
 
 
+class Place(NamedTuple):
+    """A position and the epoch that it belongs to: positions begin lower again in a later epoch."""
+
+    epoch: int
+    position: int
+
+
 @dataclass(frozen=True)
 class Handled(Generic[State]):
-    """What became of a command: the state after it, the stream's version, and the log's position if events came of it."""
+    """What became of a command: the state after it, the stream's version, and where in the log its last event lies."""
 
     state: State
     version: int
-    position: int | None
+    place: Place
 
 
 async def read_stream(connection: Connection, stream: str) -> list[StoredEvent]:
@@ -110,8 +117,8 @@ async def read_log(connection: Connection, after: int, limit: int) -> list[Store
     return [StoredEvent(**row) for row in rows]
 
 
-async def append(connection: Connection, stream: str, held: int, events: Sequence[NewEvent], meta: Meta) -> int:
-    """Appends after version `held` and returns the log's position of the last event. Must be its transaction's last work.
+async def append(connection: Connection, stream: str, held: int, events: Sequence[NewEvent], meta: Meta) -> Place:
+    """Appends after version `held` and returns the place of the last event. Must be its transaction's last work.
 
     Raises psycopg's UniqueViolation when the stream has gone on, `Unavailable` (repair_needed) when Kafka holds more
     than this log: then positions would be given out twice.
@@ -119,7 +126,7 @@ async def append(connection: Connection, stream: str, held: int, events: Sequenc
     head = await (
         await connection.execute(
             "UPDATE log_head SET position = position + %s, recorded_at = greatest(recorded_at, clock_timestamp())"
-            " RETURNING position, recorded_at, repair_needed",
+            " RETURNING epoch, position, recorded_at, repair_needed",
             [len(events)],
         )
     ).fetchone()
@@ -150,17 +157,17 @@ async def append(connection: Connection, stream: str, held: int, events: Sequenc
             ],
         )
     await connection.execute(f"NOTIFY {CHANNEL}")
-    return int(head["position"])
+    return Place(head["epoch"], head["position"])
 
 
-async def load(connection: Connection, kind: Stream[State], stream: str) -> tuple[State | None, int]:
-    """The stream's state and version; (None, 0) when it has no events."""
+async def load(connection: Connection, kind: Stream[State], stream: str) -> tuple[State | None, int, int]:
+    """The stream's state, version and last position; (None, 0, 0) when it has no events."""
     state: State | None = None
-    version = 0
+    version = position = 0
     for event in await read_stream(connection, stream):
         state = kind.apply(state, kind.events[event.type].model_validate(event.data), event.private)
-        version = event.version
-    return state, version
+        version, position = event.version, event.position
+    return state, version, position
 
 
 Decide = Callable[[Connection, State | None], Awaitable[Sequence[NewEvent]]]
@@ -197,7 +204,7 @@ async def _handle_once(
     meta: Meta,
     expected_version: int | None,
 ) -> Handled[State]:
-    state, held = await load(connection, kind, stream)
+    state, held, position = await load(connection, kind, stream)
     if expected_version is not None and expected_version != held:
         raise Conflict("The resource has changed since it was read.")
     events = await decide(connection, state)
@@ -206,7 +213,9 @@ async def _handle_once(
     if state is None:
         raise AssertionError(f"{stream} has neither events nor a state")
     if not events:
-        return Handled(state, held, None)
+        head = await (await connection.execute("SELECT epoch FROM log_head")).fetchone()
+        assert head is not None
+        return Handled(state, held, Place(head["epoch"], position))
     version = held + len(events)
     await kind.project(connection, state, version)
     return Handled(state, version, await append(connection, stream, held, events, meta))

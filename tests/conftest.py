@@ -25,6 +25,7 @@ _TOGETHER = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Names the group of each test, for runs with several workers: unit tests by file, others by what they share."""
     for item in items:

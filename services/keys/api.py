@@ -274,10 +274,10 @@ def _meta(caller: Identity) -> Meta:
 
 
 async def _confirm(ctx: Context, response: Response, done: Handled[Key], key_id: int) -> None:
-    if done.position is not None:
-        partition = partition_for(b"key-%d" % key_id, ctx.settings.partitions)
-        receipt = await ctx.propagation.wait(partition, done.position, ctx.settings.confirmation_wait)
-        response.headers[HEADER] = receipt.header()
+    """Also of a change that was made before: who tries again must not be told sooner."""
+    partition = partition_for(b"key-%d" % key_id, ctx.settings.partitions)
+    receipt = await ctx.propagation.wait(partition, done.place, ctx.settings.confirmation_wait)
+    response.headers[HEADER] = receipt.header()
 
 
 async def _ask_usage(ctx: Context, caller: Identity, path: str, query: dict[str, str]) -> Any:

@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from shared.events.topics import EDGE_STATUS
+from shared.eventstore import Place
 from shared.kafka import KafkaUnavailable, Reader, Record
 from shared.telemetry import Check
 
@@ -58,12 +59,12 @@ class Receipt:
         return f"edges={self.edges}; confirmed={self.confirmed}; ms={self.ms}{silent}"
 
 
-def receipt(edges: dict[str, Edge], partition: int, position: int, now: float, started: float) -> Receipt:
-    """What is known at `now` of a change at `position`: retired edges don't count, stopped and silent ones are named."""
+def receipt(edges: dict[str, Edge], partition: int, place: Place, now: float, started: float) -> Receipt:
+    """What is known at `now` of a change at `place`: retired edges don't count, stopped and silent ones are named."""
     counted = {name: edge for name, edge in edges.items() if edge.status != "retired"}
     silent = [name for name, e in counted.items() if e.status == "stopped" or now - e.heard > SILENT_AFTER]
     live = {name: edge for name, edge in counted.items() if name not in silent}
-    confirmed = sum(edge.applied.get(partition, 0) >= position for edge in live.values())
+    confirmed = sum((edge.epoch, edge.applied.get(partition, 0)) >= place for edge in live.values())
     return Receipt(len(live), confirmed, tuple(sorted(silent)), round((now - started) * 1000))
 
 
@@ -125,13 +126,13 @@ class Propagation:
         applied = {int(partition): position for partition, position in said.data.applied.items()}
         self._edges[said.data.edge] = Edge(said.data.status, said.epoch, applied, time.monotonic() - age)
 
-    async def wait(self, partition: int, position: int, longest: float) -> Receipt:
-        """Waits until each live edge has applied `position` in `partition`, at most `longest` seconds."""
+    async def wait(self, partition: int, place: Place, longest: float) -> Receipt:
+        """Waits until each live edge has applied `place` in `partition`, at most `longest` seconds."""
         started = time.monotonic()
         while self._connected:
             changed = self._changed
             now = time.monotonic()
-            found = receipt(self._edges, partition, position, now, started)
+            found = receipt(self._edges, partition, place, now, started)
             if found.confirmed == found.edges or now - started >= longest:
                 return found
             with suppress(TimeoutError):

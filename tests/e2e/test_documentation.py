@@ -123,7 +123,7 @@ def test_update(owner: Client) -> None:
     assert owner.send("PUT", path, json={"description": None}).json() == {**KEY, **changed, "description": None}
     unchanged = owner.send("PUT", path, json={})
     assert unchanged.json() == {**KEY, **changed, "description": None}
-    assert "keyledger-propagation" not in unchanged.headers
+    assert "confirmed=1" in unchanged.headers["keyledger-propagation"]
 
 
 def test_deactivate_and_reactivate(owner: Client) -> None:

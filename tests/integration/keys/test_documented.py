@@ -140,7 +140,7 @@ def test_nothing_changes_no_event(keys: Service, owner: Owner) -> None:
     for fields in unchanged:
         answer = owner.client.put(f"{PATH}/{key['id']}", json=fields)
         assert (answer.status_code, answer.json()) == (200, _shown(key))
-        assert "keyledger-propagation" not in answer.headers
+        assert "keyledger-propagation" in answer.headers
     assert keys.sql("SELECT count(*) FROM events") == events
 
 

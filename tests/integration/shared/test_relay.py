@@ -205,7 +205,7 @@ async def test_a_stopped_relay_is_succeeded_and_writes_nothing_when_it_wakes(
         await eventually(lambda: _passed(pool, held), 20)
         took = asyncio.get_running_loop().time() - stopped_at
         zombie.send(signal.SIGCONT)
-        await eventually(lambda: "relay interrupted" in (tmp_path / "relay-0.log").read_text())
+        await eventually(lambda: "leader interrupted" in (tmp_path / "relay-0.log").read_text())
     assert took < 8
     assert zombie.alive()
     await _assert_whole(pool, kafka)
@@ -384,9 +384,7 @@ async def test_what_is_appended_is_visible_at_once(
         await _quiet(pool, kafka)
         async with _arrivals(kafka, clock) as arrived:
             for number in range(100):
-                position = (await add(pool, f"a-{number % 5}", 1)).position
-                assert position is not None
-                committed[position] = clock()
+                committed[(await add(pool, f"a-{number % 5}", 1)).place.position] = clock()
                 await asyncio.sleep(pause)
             await eventually(lambda: len(arrived) == 100)
     took = sorted((arrived[position] - at) * 1000 for position, at in committed.items())
