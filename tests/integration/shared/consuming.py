@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from shared.consumer import Consumer, Kind, Subscription
 from shared.events.requests import RequestEvent
@@ -132,3 +133,43 @@ async def bench(kafka: str, database: str, subscription: Subscription) -> AsyncI
             "CREATE TABLE IF NOT EXISTS taken (source text, sequence bigint, status smallint, time timestamptz)"
         )
         yield made
+
+
+class Gate:
+    """A way to PostgreSQL that can be shut: those inside are thrown out, and nobody gets in."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = urlsplit(dsn)
+        self._inside: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server | None = None
+        self._port = 0
+
+    @property
+    def dsn(self) -> str:
+        credentials = self._dsn.netloc.rpartition("@")[0]
+        return urlunsplit(self._dsn._replace(netloc=f"{credentials}@127.0.0.1:{self._port}"))
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._pass, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    def shut(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in self._inside:
+            writer.transport.abort()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection(self._dsn.hostname, self._dsn.port)
+        self._inside |= {writer, there[1]}
+        with suppress(OSError):
+            await asyncio.gather(self._copy(reader, there[1]), self._copy(there[0], writer))
+        self._inside -= {writer, there[1]}
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        finally:
+            writer.close()

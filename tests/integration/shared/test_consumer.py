@@ -17,7 +17,7 @@ from shared.consumer import Consumer, Subscription
 from shared.events.requests import RequestEvent
 from shared.intake import RETENTION, Tolerance
 from shared.kafka import Partition, Producer, ensure_topics
-from shared.postgres import Connection
+from shared.postgres import Connection, open_pool
 from shared.settings import Base
 from tests.integration.shared.consuming import (
     BY_MARKS,
@@ -25,6 +25,7 @@ from tests.integration.shared.consuming import (
     REQUESTS,
     STREAMS,
     Bench,
+    Gate,
     bench,
     identities,
     key_on,
@@ -172,7 +173,7 @@ async def test_two_consumers_that_come_and_go_take_each_once(requests: Bench) ->
         for _ in range(3):
             async with requests.consumer() as second:
                 await some()
-                await eventually(lambda: second.checks()["consumer"]().detail == "3 partitions")
+                await eventually(lambda: partitions(second) == 3)
                 await some()
             await some()
         await requests.has_taken(identities(sent))
@@ -198,6 +199,39 @@ async def test_broken_connections_and_unknown_commits_lose_and_repeat_nothing(re
             await requests.ship(records)
             await eventually(requests.taken)
         await requests.has_taken(identities(sent), 60)
+
+
+async def test_consumer_without_its_database_leaves_the_group_and_comes_back_by_itself(
+    requests: Bench, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Away for longer than the pool waits for a connection. Meanwhile another consumer has all partitions."""
+    monkeypatch.setattr("shared.consumer._PATIENCE", 2.0)
+    gate, log = Gate(database), Log()
+    await gate.open()
+    records = traffic(log, 50)
+    await requests.ship(records)
+    async with open_pool(gate.dsn, size=2) as pool, Bench(requests.kafka, pool, BY_MARKS).consumer() as cut_off:
+        await requests.has_taken(identities(records))
+        async with requests.consumer() as other:
+            await eventually(lambda: partitions(other) == partitions(cut_off) == 3)
+            gate.shut()
+            records += traffic(log, 50)
+            await requests.ship(records[50:])
+            await requests.has_taken(identities(records))
+            await eventually(lambda: partitions(other) == 6)
+            await eventually(lambda: "couldn't get a connection" in cut_off.checks()["consumer"]().detail)
+        await gate.open()
+        records += traffic(log, 50)
+        await requests.ship(records[100:])
+        await requests.has_taken(identities(records))
+        await eventually(lambda: partitions(cut_off) == 6)
+    gate.shut()
+
+
+def partitions(consumer: Consumer) -> int:
+    """How many it says that it reads; 0 when it is not ready."""
+    check = consumer.checks()["consumer"]()
+    return int(check.detail.split()[0]) if check.ready else 0
 
 
 async def test_poison_is_parked_as_it_came_and_the_rest_goes_on(requests: Bench) -> None:
