@@ -136,24 +136,23 @@ async def append(connection: Connection, stream: str, held: int, events: Sequenc
             "The event log needs a repair: " + head["repair_needed"], code="repair_needed", retry_after=60
         )
     first = head["position"] - len(events) + 1
-    async with connection.cursor() as cursor:
-        await cursor.executemany(
+    known = {name: value for name, value in vars(meta).items() if value is not None}
+    # One by one: inside a pipeline (executemany) the server has no deadline for a process that was stopped.
+    for index, event in enumerate(events):
+        await connection.execute(
             "INSERT INTO events (position, event_id, stream, version, type, schema_version, data, private, meta, recorded_at)"
             " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
             [
-                (
-                    first + index,
-                    uuid.uuid4(),
-                    stream,
-                    held + 1 + index,
-                    event.data.TYPE,
-                    event.data.SCHEMA_VERSION,
-                    Jsonb(event.data.model_dump(mode="json")),
-                    Jsonb(event.private) if event.private is not None else None,
-                    Jsonb({name: value for name, value in vars(meta).items() if value is not None}),
-                    head["recorded_at"],
-                )
-                for index, event in enumerate(events)
+                first + index,
+                uuid.uuid4(),
+                stream,
+                held + 1 + index,
+                event.data.TYPE,
+                event.data.SCHEMA_VERSION,
+                Jsonb(event.data.model_dump(mode="json")),
+                Jsonb(event.private) if event.private is not None else None,
+                Jsonb(known),
+                head["recorded_at"],
             ],
         )
     await connection.execute(f"NOTIFY {CHANNEL}")

@@ -58,9 +58,10 @@ async def _project_replies(connection: Connection, ticket: Ticket) -> None:
     query = "SELECT coalesce(max(id), 0) AS held FROM replies WHERE ticket_id = %s"
     row = await (await connection.execute(query, [ticket.id])).fetchone()
     assert row is not None
-    new = [(ticket.id, reply.id, reply.body, reply.created_at) for reply in ticket.replies if reply.id > row["held"]]
-    async with connection.cursor() as cursor:
-        await cursor.executemany("INSERT INTO replies (ticket_id, id, body, created_at) VALUES (%s, %s, %s, %s)", new)
+    insert = "INSERT INTO replies (ticket_id, id, body, created_at) VALUES (%s, %s, %s, %s)"
+    for reply in ticket.replies:
+        if reply.id > row["held"]:
+            await connection.execute(insert, [ticket.id, reply.id, reply.body, reply.created_at])
 
 
 def _apply(ticket: Ticket | None, event: EventData, _private: dict[str, Any] | None) -> Ticket:
