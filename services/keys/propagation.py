@@ -17,6 +17,7 @@ from shared.kafka import KafkaUnavailable, Reader, Record
 from shared.telemetry import Check
 
 SILENT_AFTER = 3.0
+PATIENCE = 15.0
 HEADER = "Keyledger-Propagation"
 _log = structlog.get_logger()
 
@@ -76,12 +77,17 @@ class Propagation:
         self._edges: dict[str, Edge] = {}
         self._changed = asyncio.Event()
         self._connected = False
+        self._patient_until = time.monotonic() + PATIENCE
 
     def checks(self) -> dict[str, Callable[[], Check]]:
-        """For readiness: never unready, commands work without receipts."""
-        return {
-            "edges": lambda: Check(True, f"{len(self._edges)} known" if self._connected else "edge-status not read")
-        }
+        """For readiness: the edges' reports were read once; without Kafka not for ever, since commands work without receipts."""
+        return {"edges": self._check}
+
+    def _check(self) -> Check:
+        if self._connected:
+            self._patient_until = 0.0
+            return Check(True, f"{len(self._edges)} known")
+        return Check(time.monotonic() > self._patient_until, "edge-status is not read")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`; without Kafka or the topic, receipts say `edges=unknown`."""
