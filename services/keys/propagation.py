@@ -17,7 +17,7 @@ from shared.kafka import KafkaUnavailable, Reader, Record
 from shared.telemetry import Check
 
 SILENT_AFTER = 3.0
-PATIENCE = 15.0
+PATIENCE = 8.0
 HEADER = "Keyledger-Propagation"
 _log = structlog.get_logger()
 
