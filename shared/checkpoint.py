@@ -1,12 +1,13 @@
 """How far a relay is, as its database remembers it, and what a look at the topics makes of that.
 
 The checkpoint says: everything up to `position` is in Kafka, and each partition in `offsets` is whole and ends at or after
-its offset there. A partition that is missing in it is not whole: it is new, or was being filled again.
+its offset there. A partition that is missing in it is not whole: it is new, or was being filled again. `generation`
+counts the times that it was begun to fill partitions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -24,25 +25,37 @@ class Checkpoint:
     position: int
     cluster: str
     offsets: Mapping[Partition, int]
+    generation: int = 0
 
     @classmethod
     async def load(cls, connection: Connection, cluster: str) -> Checkpoint:
         """The checkpoint; without offsets when it was another cluster's."""
-        row = await (await connection.execute("SELECT position, cluster, offsets FROM relay")).fetchone()
+        row = await (await connection.execute("SELECT position, cluster, offsets, generation FROM relay")).fetchone()
         assert row is not None
         offsets = row["offsets"] if row["cluster"] == cluster else {}
-        return cls(row["position"], cluster, {_partition(name): offset for name, offset in offsets.items()})
+        held = {_partition(name): offset for name, offset in offsets.items()}
+        return cls(row["position"], cluster, held, row["generation"])
 
     async def moved(self, connection: Connection, position: int, offsets: Mapping[Partition, int]) -> Checkpoint:
         """Stores and returns the next one; `KafkaUnavailable` when another relay has moved it meanwhile."""
+        return await self._stored(connection, Checkpoint(position, self.cluster, offsets, self.generation))
+
+    async def without(self, connection: Connection, lost: Collection[Partition]) -> Checkpoint:
+        """As `moved`, at the same position: these partitions count as not whole, and a new generation begins."""
+        whole = {partition: offset for partition, offset in self.offsets.items() if partition not in lost}
+        return await self._stored(connection, Checkpoint(self.position, self.cluster, whole, self.generation + 1))
+
+    async def _stored(self, connection: Connection, following: Checkpoint) -> Checkpoint:
+        offsets = following.offsets
         named = {f"{partition.topic}/{partition.partition}": offset for partition, offset in offsets.items()}
         saved = await connection.execute(
-            "UPDATE relay SET position = %s, cluster = %s, offsets = %s WHERE position = %s",
-            [position, self.cluster, Jsonb(named), self.position],
+            "UPDATE relay SET position = %s, cluster = %s, offsets = %s, generation = %s"
+            " WHERE position = %s AND generation = %s",
+            [following.position, self.cluster, Jsonb(named), following.generation, self.position, self.generation],
         )
         if saved.rowcount != 1:
             raise KafkaUnavailable("the checkpoint was moved by another relay")
-        return Checkpoint(position, self.cluster, offsets)
+        return following
 
 
 def _partition(name: str) -> Partition:

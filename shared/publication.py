@@ -86,12 +86,12 @@ class Messages:
             streamversion=state.version,
         )
 
-    def beat(self, number: int, position: int, streams: int) -> Message:
+    def beat(self, number: int, position: int, streams: int, generation: int) -> Message:
         """The heartbeat of a partition that is complete up to `position` and holds the states of `streams` streams."""
         return self._of_states(
             number,
             f"beat-{number}",
-            Heartbeat(partition=number, position=position, streams=streams),
+            Heartbeat(partition=number, position=position, streams=streams, generation=generation),
             id=f"beat-{number}@{self._epoch}.{position}",
             position=position,
         )

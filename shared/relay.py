@@ -84,8 +84,7 @@ class Relay:
         position = self._checkpoint.position
         if position:
             _log.warning("publishing again what Kafka lacks", partitions=sorted(map(str, found.lost)))
-        whole = {p: offset for p, offset in self._checkpoint.offsets.items() if p not in found.lost}
-        self._checkpoint = await self._checkpoint.moved(connection, position, whole)
+        self._checkpoint = await self._checkpoint.without(connection, found.lost)
         ends = dict(found.ends)
         async for messages in self._lacking(connection, found):
             if messages:
@@ -159,4 +158,5 @@ class Relay:
     def _beats(self, numbers: Iterable[int], position: int) -> list[Message]:
         if self._what.states_topic is None:
             return []
-        return [self._make.beat(number, position, self._streams[number]) for number in numbers]
+        generation = self._checkpoint.generation
+        return [self._make.beat(number, position, self._streams[number], generation) for number in numbers]

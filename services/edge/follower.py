@@ -235,19 +235,26 @@ class Follower:
     async def _compare(self, reader: Reader) -> bool:
         """Holds each partition that is read to its end against its last heartbeat; True when one lacks something."""
         copy, at_least = self._second or self._serving, self._serving.meta.beats
+        settled: dict[int, int] = {}
         for partition in reader.assignment():
             number = partition.partition
             if not self._at_end(reader, partition, await reader.position(partition)):
                 continue
             self._caught_up.add(number)
             beat, held = copy.meta.beats[number], copy.meta.held[number]
+            if beat is not None and copy.meta.generations[number] not in (None, beat.generation):
+                self._reload(f"Kafka had lost records of partition {number}, which were sent again")
+                return True
             if matches(beat, held, at_least[number]):
                 self._whole.add(number)
+                if beat is not None and copy.meta.generations[number] is None:
+                    settled[number] = beat.generation
                 continue
             self._whole.discard(number)
             if beat is not None and self._second is None:
                 self._reload(f"partition {number} holds {held} keys and owners, its heartbeat says {beat.streams}")
                 return True
+        copy.settle(settled)
         self._conclude()
         return False
 

@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 class Beat(NamedTuple):
     """A heartbeat of one partition: the place in the keys service's log that the partition is complete up to, and how
-    many keys and owners lie in it there."""
+    many keys and owners lie in it there. `generation` changes when Kafka had lost records that were sent again."""
 
     epoch: int
     position: int
     streams: int
+    generation: int = 0
 
 
 def go_on_from(

@@ -16,7 +16,7 @@ import msgspec
 
 from services.edge.readiness import Beat
 
-FORMAT = 1
+FORMAT = 2
 META = b"meta"
 MAP_BYTES = 256 * 1024 * 1024
 _READERS_MAX = 1024
@@ -27,8 +27,9 @@ class Meta(msgspec.Struct, frozen=True):
     """What an environment says of itself; written in the transaction of the states that it tells of.
 
     By partition: `held` keys and owners, `offsets` to read on from (None: never read), the last heartbeat's `beats`, and
-    `beat_ns`, when it came (clock of boot `boot_id`; 0: not in this boot). `session`: the run of the edge in which it may
-    be read (`ready`); `complete`: it once held all there was. `replaced`: another environment is current.
+    `beat_ns`, when it came (clock of boot `boot_id`; 0: not in this boot), and of which of the heartbeats' `generations`
+    what was read is (None: not read to the end yet). `session`: the run of the edge in which it may be read (`ready`);
+    `complete`: it once held all there was. `replaced`: another environment is current.
     """
 
     partitions: int
@@ -36,6 +37,7 @@ class Meta(msgspec.Struct, frozen=True):
     offsets: tuple[int | None, ...]
     beats: tuple[Beat | None, ...]
     beat_ns: tuple[int, ...]
+    generations: tuple[int | None, ...]
     boot_id: str
     session: str
     cluster: str | None = None

@@ -59,6 +59,7 @@ class _Beat(msgspec.Struct):
     partition: _Id
     position: _Id
     streams: _Id
+    generation: _Id = 0
 
 
 class _Place(msgspec.Struct):
@@ -150,7 +151,8 @@ def _owner(value: bytes) -> tuple[OwnerState, int]:
 
 def _beat(value: bytes) -> tuple[Beat, int]:
     event = _decode_beat(value)
-    return Beat(event.epoch, event.data.position, event.data.streams), event.data.partition
+    data = event.data
+    return Beat(event.epoch, data.position, data.streams, data.generation), data.partition
 
 
 _PARSERS = {"key": _key, "owner": _owner, "beat": _beat}

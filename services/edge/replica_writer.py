@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -95,6 +95,12 @@ class ReplicaWriter:
         ready = meta.ready if ready is None else ready
         complete = meta.complete if complete is None else complete
         self._change(msgspec.structs.replace(meta, ready=ready, complete=complete, cluster=cluster or meta.cluster))
+
+    def settle(self, generations: Mapping[int, int]) -> None:
+        """Writes of which generation these partitions are, which were read to their end."""
+        if generations:
+            known = tuple(generations.get(number, held) for number, held in enumerate(self.meta.generations))
+            self._change(msgspec.structs.replace(self.meta, generations=known))
 
     def renew(self) -> ReplicaWriter:
         """An empty environment beside this one, to be loaded from the start of the topic and then `swap`ped in."""
@@ -186,6 +192,7 @@ def _fresh(partitions: int, session: str) -> Meta:
         offsets=(None,) * partitions,
         beats=(None,) * partitions,
         beat_ns=nothing,
+        generations=(None,) * partitions,
         boot_id=boot_id(),
         session=session,
     )

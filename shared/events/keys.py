@@ -144,13 +144,17 @@ class Heartbeat(EventData):
     """The last record of each relay transaction in each partition that it wrote, and of each quiet second.
 
     `position` is the head of the log that this partition is complete up to; `streams` the number of keys and owners
-    whose state lies in the partition: a reader that holds another number has lost some.
+    whose state lies in the partition: a reader that holds another number has lost some. `generation` counts how often
+    the relay has sent again what Kafka had lost: a reader that was there before may hold offsets into what was written
+    over, and reads from the start.
     """
 
     TYPE: ClassVar[str] = "states.heartbeat"
+    SCHEMA_VERSION: ClassVar[int] = 2
     partition: int
     position: int
     streams: int
+    generation: int = 0
 
 
 EVENTS: tuple[type[EventData], ...] = (

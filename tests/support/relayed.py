@@ -91,9 +91,11 @@ async def assert_transactions_end_with_heartbeats(kafka: str) -> None:
 
 
 async def assert_states_are_the_table(pool: Pool, kafka: str) -> None:
-    """The last state of each counter is its row; each heartbeat counts what lies before it; a partition ends with one."""
+    """The last state of each counter is its row; each heartbeat counts what lies before it; a partition ends with one,
+    of the newest generation."""
     table = {row["stream"]: row for row in await rows(pool, "SELECT stream, version, total FROM counters")}
     head = (await rows(pool, "SELECT position, epoch FROM log_head"))[0]
+    generation = (await rows(pool, "SELECT generation FROM relay"))[0]["generation"]
     last = {}
     for number, records in (await read_topic(kafka, STATES.name)).items():
         seen: dict[str, int] = {}
@@ -116,7 +118,12 @@ async def assert_states_are_the_table(pool: Pool, kafka: str) -> None:
         final = decoded(records)[-1]
         assert (final["type"], final["epoch"]) == ("states.heartbeat", head["epoch"])
         of_partition = [stream for stream in table if partition_for(stream.encode(), PARTITIONS) == number]
-        assert final["data"] == {"partition": number, "position": head["position"], "streams": len(of_partition)}
+        assert final["data"] == {
+            "partition": number,
+            "position": head["position"],
+            "streams": len(of_partition),
+            "generation": generation,
+        }
     assert last == table
 
 

@@ -8,8 +8,10 @@ import time
 import pytest
 
 from services.edge.replica import current
+from shared.events.topics import KEY_STATES
 from tests.integration.edge_agent.world import EDGE, PARTITIONS, Platform, World, hash_of, key, owner, partition_of_key
 from tests.support.eventually import eventually
+from tests.support.topics import adelete_topics
 
 pytestmark = pytest.mark.anyio
 
@@ -140,6 +142,31 @@ async def test_a_new_start_of_the_edge_waits_for_kafka_and_goes_on_where_it_was(
     # Nothing was applied twice over: it was ready only with what came meanwhile.
     assert world.replica.lookup(hash_of(2))
     assert "loaded anew" not in world.output()
+
+
+async def test_records_written_over_while_the_edge_was_away_are_not_missed(
+    world: World, platform: Platform, kafka: str
+) -> None:
+    """Kafka lost the topic's tail and was given it again, in another order, and more: the edge's offset lies inside."""
+    await platform.publish(owner(), key(1), key(2))
+    await platform.beat()
+    world.start()
+    await world.until_ready()
+    world.kill()
+    await adelete_topics(kafka, [KEY_STATES.name])
+    again = await Platform.open(kafka)
+    try:
+        again.generation = platform.generation + 1
+        again.position = platform.position
+        await again.publish(key(1, 2, "revoked"), key(2), owner())
+        for _ in range(20):
+            await again.beat()
+    finally:
+        await again.close()
+    world.restart_edge("two")
+    await world.until_ready()
+    assert _status_of(world, 1) == "revoked"
+    assert "loaded anew" in world.output()
 
 
 async def test_without_kafka_a_complete_copy_serves_alone_and_an_empty_one_does_not(

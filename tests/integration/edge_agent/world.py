@@ -138,6 +138,7 @@ class Platform:
         self._producer = producer
         self.streams: dict[str, Event] = {}
         self.position = 0
+        self.generation = 1
         self.epoch = 1
 
     @classmethod
@@ -178,7 +179,7 @@ class Platform:
         await self._producer.transaction([Message(at, key.encode(), event.encode())])
 
     def _beat(self, number: int, streams: int) -> Message:
-        data = Heartbeat(partition=number, position=self.position, streams=streams)
+        data = Heartbeat(partition=number, position=self.position, streams=streams, generation=self.generation)
         return self._message(f"beat-{number}", data, None, number)
 
     def _message(self, stream: str, data: EventData, version: int | None, number: int | None = None) -> Message:

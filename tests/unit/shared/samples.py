@@ -76,7 +76,7 @@ DATA: tuple[EventData, ...] = (
         hashes=(Hash(hash="ab" * 32, valid_until=MOMENT), Hash(hash="cd" * 32)),
     ),
     OwnerState(id=3, status="suspended"),
-    Heartbeat(partition=5, position=12, streams=4),
+    Heartbeat(partition=5, position=12, streams=4, generation=2),
     TicketOpened(id=1, owner_id=3, subject="Ticket Subject", body="It does\nnot work.", created_at=MOMENT),
     TicketRenamed(subject="Another subject"),
     TicketReplied(id=2, body="It does now.", created_at=MOMENT),
