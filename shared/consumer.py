@@ -257,8 +257,25 @@ class Consumer:
             if generation == self._generation:
                 self._ready |= {p: held[p].moved(self._cluster, at) for p, at in part.next_offsets.items()}
                 for partition, problem in part.stopped.items():
-                    reader.seek(partition, part.next_offsets[partition])
-                    self._halt(reader, partition, problem)
+                    await self._missing(reader, partition, problem)
+
+    async def _missing(self, reader: Reader, partition: Partition, problem: str) -> None:
+        """A stream's events don't follow on what is held: the partition is read again from its start, once.
+
+        Kafka may have lost its tail, and what was sent again lies before our offset. If it is not there either, the
+        partition stops.
+        """
+        held = self._ready[partition]
+        if self._holes.get(partition) == held.next_offset:
+            reader.seek(partition, held.next_offset)
+            self._halt(reader, partition, problem)
+            return
+        _log.error("reading a partition again", partition=_name(partition), problem=problem)
+        first, _ = (await reader.bounds([partition]))[partition]
+        async with self._pool.connection() as connection:
+            await consumed.advance(connection, {partition: held}, {partition: held.moved(self._cluster, first)})
+        self._holes[partition] = held.next_offset
+        del self._ready[partition]
 
     async def _store(
         self, batch: Batch, held: dict[Partition, Held], *, careful: bool

@@ -12,12 +12,15 @@ from typing import NamedTuple, TypeVar
 import lmdb
 import msgspec
 
+from services.edge.clock import SECOND, boot_ns
 from services.edge.domain import KeyState, OwnerState
 from services.edge.readiness import Beat
 from services.edge.replica_files import META, Environment, Meta, current, decode_meta
 from services.edge.requestlog_format import boot_id
 
 _CACHED_STATES = 20_000
+# Who could not be told that its environment was replaced, since that is damaged, finds out after so long.
+_LOOK_NS = SECOND
 _decode_key = msgspec.msgpack.Decoder(KeyState).decode
 _decode_owner = msgspec.msgpack.Decoder(OwnerState).decode
 
@@ -57,9 +60,12 @@ class ReplicaReader:
         self._owners: dict[bytes, OwnerState] = {}
         self._seen: bytes | None = None
         self._status = NOTHING
+        self._looked = 0
 
     def status(self) -> ReplicaStatus:
         """How the replica is now. Follows it to another environment. Cheap: for each turn of the event loop."""
+        if boot_ns() - self._looked > _LOOK_NS:
+            self._look()
         try:
             raw = self._read_meta()
         except (lmdb.Error, ReplicaUnreadableError):
@@ -109,6 +115,12 @@ class ReplicaReader:
             return key, None
         owner = self._owners.get(raw)
         return key, _remember(self._owners, raw, _decode_owner(raw)) if owner is None else owner
+
+    def _look(self) -> None:
+        self._looked = boot_ns()
+        path = current(self._path)
+        if self._environment is not None and path is not None and path.name != self._environment.path.name:
+            self.close()
 
     def _read_meta(self) -> bytes | None:
         environment = self._environment or self._open()

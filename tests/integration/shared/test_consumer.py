@@ -353,6 +353,21 @@ async def test_relayed_topic_that_lost_its_tail_is_read_from_its_start(streams: 
         await streams.has_taken([*(("key-1", version) for version in range(1, 10)), ("key-2", 1)])
 
 
+async def test_relayed_events_written_over_behind_the_offset_are_read(streams: Bench) -> None:
+    """The broker lost a tail, and what was sent again came in another order and went further."""
+    one = [(0, b"key-1", relayed("key-1", version)) for version in (1, 2, 3)]
+    two = [(0, b"key-2", relayed("key-2", version)) for version in (1, 2, 3)]
+    await streams.send(*one)
+    async with streams.consumer():
+        await streams.has_taken([("key-1", 1), ("key-1", 2), ("key-1", 3)])
+    await adelete_topics(streams.kafka, [STREAMS.name])
+    await ensure_topics(Base(kafka=streams.kafka), [STREAMS])
+    await streams.send(two[0], one[0], two[1], *one[1:], two[2])
+    async with streams.consumer() as consumer:
+        await streams.has_taken([(f"key-{number}", version) for number in (1, 2) for version in (1, 2, 3)])
+        await ready(consumer)
+
+
 async def test_records_that_expired_unread_stop_their_partition(requests: Bench) -> None:
     log, key, other = Log(), key_on(3), key_on(5)
     records = [log.write(key) for _ in range(10)]

@@ -11,6 +11,7 @@ from services.edge.readiness import Beat
 from services.edge.replica import NOTHING, ReplicaReader, ReplicaUnreadableError
 from services.edge.replica_files import environments
 from services.edge.replica_writer import PartitionsChangedError, ReplicaWriter
+from tests.support.eventually import eventually_sync
 from tests.unit.edge.states import NOW, apply, beat, found, hash_of, key
 
 PARTITIONS = 2
@@ -164,3 +165,17 @@ def test_a_crash_before_the_readers_were_told_of_the_new_environment_is_made_goo
     ReplicaWriter.open(tmp_path, partitions=PARTITIONS)
     reader.status()
     assert found(reader, "b") == (7, 2, "active") and found(reader, "a") is None
+
+
+def test_a_reader_that_was_not_told_of_another_environment_finds_it(
+    tmp_path: Path, writer: ReplicaWriter, reader: ReplicaReader
+) -> None:
+    """The one that it reads was damaged, so that nobody could write into it that it was replaced."""
+    apply(writer, key(7, "a"))
+    assert found(reader, "a") == (7, 1, "active")
+    other = writer.renew()
+    apply(other, key(7, "a", version=2, status="revoked"))
+    other.declare(ready=True)
+    (tmp_path / "current").write_text("2")
+    eventually_sync(lambda: reader.status().ready)
+    assert found(reader, "a") == (7, 2, "revoked")
