@@ -22,6 +22,14 @@ Pool = AsyncConnectionPool[Connection]
 MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 7_316_001
 _OPTIONS = "-c idle_in_transaction_session_timeout=5s -c lock_timeout=5s -c statement_timeout=30s"
+# A host that vanished is found out within about ten seconds; the kernel's own patience is a quarter of an hour.
+_SOCKET = {
+    "connect_timeout": 3,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
 
 _CHECK_SECONDS = 2.0
 
@@ -39,7 +47,7 @@ async def open_pool(dsn: str, *, size: int = 8, wait: float = 3.0) -> AsyncItera
     pool: Pool = AsyncConnectionPool(
         dsn,
         connection_class=Connection,
-        kwargs={"row_factory": dict_row, "options": _OPTIONS, "connect_timeout": 3, "keepalives_idle": 5},
+        kwargs={"row_factory": dict_row, "options": _OPTIONS, **_SOCKET},
         min_size=1,
         max_size=size,
         timeout=wait,
@@ -97,9 +105,7 @@ async def transaction(pool: Pool, *, longest: float = 5.0) -> AsyncIterator[Conn
 async def connect(dsn: str, *, idle_session_timeout: str | None = None) -> Connection:
     """A connection of one's own, in autocommit: for LISTEN and session locks. Raises one of `AWAY`."""
     options = _OPTIONS + (f" -c idle_session_timeout={idle_session_timeout}" if idle_session_timeout else "")
-    return await Connection.connect(
-        dsn, autocommit=True, row_factory=dict_row, options=options, connect_timeout=3, keepalives_idle=2
-    )
+    return await Connection.connect(dsn, autocommit=True, row_factory=dict_row, options=options, **_SOCKET)
 
 
 async def migrate(dsn: str, directories: Sequence[Path], *, wait: float = 60.0) -> list[str]:

@@ -17,6 +17,7 @@ from shared.kafka import KafkaUnavailable, Reader, Record
 from shared.telemetry import Check
 
 SILENT_AFTER = 3.0
+ANSWER_WITHIN = 1.0
 PATIENCE = 8.0
 HEADER = "Keyledger-Propagation"
 _log = structlog.get_logger()
@@ -69,6 +70,15 @@ def receipt(edges: dict[str, Edge], partition: int, place: Place, now: float, st
     return Receipt(len(live), confirmed, tuple(sorted(silent)), round((now - started) * 1000))
 
 
+async def _answers(reader: Reader) -> bool:
+    """Whether Kafka is there, so that it is the edges that are silent."""
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN):
+            return bool(await reader.bounds(reader.assignment()))
+    except TimeoutError:
+        return False
+
+
 class Propagation:
     """The edges' reports, followed for as long as `run` runs."""
 
@@ -114,7 +124,8 @@ class Propagation:
                     for record in records:
                         self._take(record)
                 behind = {p: end for p, end in behind.items() if await reader.position(p) < end}
-                self._connected = not behind and (not self._edges or time.monotonic() - heard < SILENT_AFTER)
+                silent = time.monotonic() - heard > SILENT_AFTER
+                self._connected = not behind and (not silent or await _answers(reader))
                 self._changed.set()
                 self._changed = asyncio.Event()
         finally:

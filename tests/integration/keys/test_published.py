@@ -170,6 +170,7 @@ def test_a_change_returns_with_a_receipt_of_the_edges(keys: Service, owner: Owne
     report("late", "live", 0)
     waited = eventually_sync(lambda: re.findall(r"edges=1; confirmed=0; ms=(\d+)", receipt()))
     assert int(waited[0]) >= 1000
+    eventually_sync(lambda: re.fullmatch(r'edges=0; confirmed=0; ms=\d+; silent="late"', receipt()))
     eventually_sync(lambda: re.fullmatch(r'edges=1; confirmed=1; ms=\d+; silent="late"', receipt_while_another_lives()))
     report("late", "stopped", 0)
     eventually_sync(lambda: 'silent="late"' in receipt_while_another_lives())
