@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from deploy.local.directory import Directory
 from deploy.local.errors import StackError
@@ -67,10 +66,16 @@ def stop(directory: Directory, say: Callable[[str], None]) -> bool:
 
 
 def _spawn(directory: Directory, options: Options, output: int) -> subprocess.Popen[bytes]:
-    routes = [str(Path(options.routes).absolute())] if options.routes else []
-    command = [sys.executable, "-P", "-m", "deploy.local.stack", str(directory.root), str(options.port), *routes]
+    routes = ["--routes", str(options.routes.absolute())] if options.routes else []
+    sample = ["--sample"] if options.sample else []
+    command = [sys.executable, "-P", "-m", "deploy.local.stack", str(directory.root), "--port", str(options.port)]
     return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd=directory.root
+        [*command, *routes, *sample],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        cwd=directory.root,
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +44,12 @@ def shown(directory: Directory) -> str:
     """The directory as the user would type it: relative when it lies below the current one."""
     relative = os.path.relpath(directory.root)
     return str(directory.root) if relative.startswith("..") else relative
+
+
+def command() -> str:
+    """This command as the user can type it: in a checkout it is not on the PATH."""
+    own = Path(sys.argv[0])
+    return "keyledger" if own.name != "keyledger" or shutil.which("keyledger") else os.path.relpath(own)
 
 
 def _escaped(text: str) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cli import background
 from cli.follow import follow
-from cli.output import DEFAULT_DIR, DirOption, console, explained, say, shown
+from cli.output import DEFAULT_DIR, DirOption, command, console, explained, say, shown
 from deploy.local import stack
 from deploy.local.directory import Directory
 from deploy.local.errors import StackError
@@ -26,15 +26,18 @@ def up(
     directory: DirOption = DEFAULT_DIR,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The edge's port; 0 takes one that is free.")] = 8080,
     routes: Annotated[Path | None, typer.Option(help="A TOML file with routes to your own upstreams.")] = None,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Add a route /echo to an upstream that echoes, and clients that call it.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Return when it is ready, and leave it running.")] = False,
 ) -> None:
     """Start PostgreSQL, Kafka and all services, and keep them running until Ctrl-C."""
     started = time.monotonic()
     place = Directory(directory)
-    options = stack.Options(port, routes)
+    options = stack.Options(port, routes, sample)
 
     def ready() -> None:
-        _show_ready(place, time.monotonic() - started, detach)
+        _show_ready(place, options, time.monotonic() - started, detach)
 
     with explained():
         if detach:
@@ -69,7 +72,7 @@ def status(
     elif report["processes"]:
         console.print(_table(report))
     else:
-        say(f"Nothing is running in {directory}. Start it with `keyledger up --dir {directory}`.")
+        say(f"Nothing is running in {directory}. Start it with `{command()} up --dir {directory}`.")
     raise typer.Exit(0 if report["ready"] else 1)
 
 
@@ -84,16 +87,20 @@ def logs(
         follow(paths, _LOG_LINES, keep, say)
 
 
-def _show_ready(place: Directory, seconds: float, detached: bool) -> None:
+def _show_ready(place: Directory, options: stack.Options, seconds: float, detached: bool) -> None:
     folder = shown(place)
     prefix = "" if folder.startswith("/") else "./"
     source = shlex.quote(str(Path(folder) / "env"))
     source = source if folder.startswith((".", "/")) else prefix + source
     say(f"\nKeyledger is ready after {seconds:.1f} s: {read_status(place)['url']}")
     say("Try:\n")
-    say(f'    . {source} && curl -H "X-API-Key: $KEYLEDGER_API_KEY" $KEYLEDGER_URL/api/v1/dashboard/stats\n')
+    say(f'    . {source} && curl -H "X-API-Key: $KEYLEDGER_API_KEY" $KEYLEDGER_URL/api/v1/dashboard/stats')
+    if options.sample:
+        say('    curl -H "X-API-Key: $KEYLEDGER_API_KEY" $KEYLEDGER_URL/echo/hello')
+    say("")
     option = f" --dir {shlex.quote(folder)}" if folder != str(DEFAULT_DIR) else ""
-    say(f"End it with `keyledger down{option}`." if detached else "End it with Ctrl-C.")
+    end = f"`{command()} down{option}`" if detached else "Ctrl-C"
+    say(f"Look at it with `{command()} status{option}`, end it with {end}.")
 
 
 def _purge(place: Directory) -> None:

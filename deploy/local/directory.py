@@ -31,6 +31,7 @@ class Directory:
         self.postgres = self.root / "postgres"
         self.kafka = self.root / "kafka"
         self.edge = self.root / "edge"
+        self.sample_routes = self.root / "sample-routes.toml"
 
     def create(self) -> None:
         """Make the directory and those for logs, secrets and the edge's data."""
@@ -79,7 +80,7 @@ class Directory:
         """Delete everything that a stack makes here, and the directory itself if nothing else is in it."""
         for path in (self.postgres, self.postgres.with_suffix(".new"), self.kafka, self.edge, self.logs, self.secrets):
             shutil.rmtree(path, ignore_errors=True)
-        for path in (self.state, self.status, self.env, self.lock):
+        for path in (self.state, self.status, self.env, self.lock, self.sample_routes):
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.root.rmdir()

@@ -17,6 +17,9 @@ PORT_NAMES = (
     "edge",
     "edge-internal",
     *(f"{service}-{part}" for service in SERVICES for part in ("api", "api-internal", "worker-internal")),
+    "sample-upstream",
+    "sample-upstream-internal",
+    "sample-traffic-internal",
 )
 
 _STOP_SECONDS = 20.0
@@ -25,7 +28,7 @@ _STOP_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Services:
-    """All services of one directory. `edge_port` is the clients' door; `routes` the user's own upstreams, if any."""
+    """All services of one directory. `edge_port` is the clients' door; `routes` a file of routes to other upstreams, if any."""
 
     directory: Directory
     state: State
@@ -60,6 +63,28 @@ class Services:
         """All that keep running, the edge last: it ends first."""
         roles = ((service, role) for service in SERVICES for role in ("worker", "api"))
         return [*(self._service(service, role) for service, role in roles), self._edge()]
+
+    def sample(self, first_key: str) -> list[Spec]:
+        """The sample's upstream, and the clients that call it, which need the edge and the first key's secret."""
+        port, internal = (str(self.ports[f"sample-upstream{part}"]) for part in ("", "-internal"))
+        keys = str(self.directory.secrets / "sample.json")
+        url = {"KEYLEDGER_URL": self.url}
+        return [
+            Spec(
+                name="sample-upstream",
+                role="sample",
+                command=_python("deploy.sample.upstream", port, internal),
+                env=url,
+                probe=probes.http(int(internal)),
+            ),
+            Spec(
+                name="sample-traffic",
+                role="sample",
+                command=_python("deploy.sample.traffic", keys, str(self.ports["sample-traffic-internal"])),
+                env=url | {"KEYLEDGER_API_KEY": first_key},
+                probe=probes.http(self.ports["sample-traffic-internal"]),
+            ),
+        ]
 
     def _service(self, service: str, role: str) -> Spec:
         internal = self.ports[f"{service}-{role}-internal"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import sys
@@ -9,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.local import environment, identity, migrations, ports, servers, services
+from deploy.local import environment, identity, migrations, ports, routes, servers, services
 from deploy.local.directory import Directory
 from deploy.local.errors import StackError
 from deploy.local.jars import kafka_jars
@@ -28,16 +29,18 @@ _KEY = "KEYLEDGER_API_KEY"
 
 @dataclass(frozen=True)
 class Options:
-    """The edge's port (0: one that is free, and the same at the next start), and a TOML file of the user's own routes."""
+    """The edge's port (0: one that is free, and the same at the next start), a TOML file of the user's own routes, and
+    whether sample traffic runs."""
 
     port: int = 8080
     routes: Path | None = None
+    sample: bool = False
 
 
 def run(directory: Directory, options: Options, report: Report, ready: Callable[[], None]) -> None:
     """Run the stack until SIGTERM or SIGINT; `ready` is called once, when every part is. Raises StackError if it can't be."""
-    if options.routes and not options.routes.is_file():
-        raise StackError(f"There is no file {options.routes}. --routes wants a TOML file of routes.")
+    if options.routes:
+        routes.checked(options.routes)
     directory.create()
     with directory.held():
         jars = kafka_jars(report)
@@ -48,13 +51,17 @@ def run(directory: Directory, options: Options, report: Report, ready: Callable[
             both = Servers.of(directory, state, chosen, jars)
             edge_port = options.port or chosen["edge"]
             _require_free(edge_port)
-            stack = _Stack(Services(directory, state, chosen, both, edge_port, options.routes), report)
+            file = options.routes
+            if options.sample:
+                file = routes.with_sample(directory, file, chosen["sample-upstream"])
+            stack = _Stack(Services(directory, state, chosen, both, edge_port, file), options.sample, report)
             asyncio.run(stack.run(ready))
 
 
 class _Stack:
-    def __init__(self, parts: Services, report: Report) -> None:
+    def __init__(self, parts: Services, sample: bool, report: Report) -> None:
         self._parts = parts
+        self._sample = sample
         self._report = report
         self._directory = parts.directory
 
@@ -75,6 +82,9 @@ class _Stack:
         identity.ensure(self._directory)
         await asyncio.gather(parts.servers.start_kafka(self._directory, supervisor), self._databases(supervisor))
         await supervisor.start(parts.processes(), _READY_SECONDS)
+        if self._sample:
+            first_key = environment.read(self._directory)[_KEY]
+            await supervisor.start(parts.sample(first_key), _READY_SECONDS)
         await supervisor.until_all_ready(_READY_SECONDS)
 
     async def _databases(self, supervisor: Supervisor) -> None:
@@ -113,14 +123,23 @@ def _require_free(port: int) -> None:
 
 
 def main() -> None:
-    """`python -m deploy.local.stack DIR PORT [ROUTES]`: the stack in the background, with its news on stderr."""
+    """`python -m deploy.local.stack DIR`, with options as `keyledger up`: the stack in the background, its news on stderr."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S", level=logging.WARNING)
     log = logging.getLogger("keyledger")
     log.setLevel(logging.INFO)
-    directory, port, *routes = sys.argv[1:]
-    options = Options(int(port), Path(routes[0]) if routes else None)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--routes", type=Path)
+    parser.add_argument("--sample", action="store_true")
+    given = parser.parse_args()
     try:
-        run(Directory(Path(directory)), options, log.info, lambda: log.info("everything is ready"))
+        run(
+            Directory(given.directory),
+            Options(given.port, given.routes, given.sample),
+            log.info,
+            lambda: log.info("everything is ready"),
+        )
     except StackError as error:
         log.error(error)
         sys.exit(1)
