@@ -15,7 +15,7 @@ from services.keys import main as keys
 from services.keys.settings import Settings
 from shared.errors import Problem, Unavailable
 from shared.ids import Secret, new_secret
-from shared.settings import load
+from shared.settings import is_given, load
 
 _DATABASE = "KEYLEDGER_KEYS_DATABASE"
 _KAFKA = "KEYLEDGER_KAFKA"
@@ -32,9 +32,7 @@ def create(directory: Path | None, owner: str | int, *, admin: bool, limited: bo
     try:
         owner_id, key_id = asyncio.run(_make(settings, owner, secret, admin=admin, limited=limited))
     except Unavailable as problem:
-        raise StackError(
-            "The keys database can't be reached. Is the stack running? See `keyledger status`."
-        ) from problem
+        raise StackError("The keys database can't be reached. Is the stack running?") from problem
     except Problem as problem:
         raise StackError(f"{problem.title}: {problem.detail}" if problem.detail else problem.title) from problem
     return {"owner_id": owner_id, "key_id": key_id, "secret": secret.text}
@@ -59,13 +57,13 @@ async def _make(settings: Settings, owner: str | int, secret: Secret, *, admin: 
 
 
 def _use_database(directory: Path | None) -> None:
-    """A directory that was named wins over the environment, and the environment over the default directory."""
-    if directory is None and _DATABASE in os.environ:
-        variables = dict(os.environ)
+    """A directory that was named wins over the settings, and the settings over the default directory."""
+    if directory is None and is_given(_DATABASE):
+        variables: dict[str, str] = {}
     else:
-        variables = environment.read(Directory(directory or DEFAULT_DIR))
-    if _DATABASE not in variables:
-        raise StackError(f"There is no stack in {directory or DEFAULT_DIR}. Name its --dir, or set {_DATABASE}.")
-    os.environ[_DATABASE] = variables[_DATABASE]
+        variables = environment.read(Directory(directory or DEFAULT_DIR).env)
+        if _DATABASE not in variables:
+            raise StackError(f"There is no stack in {directory or DEFAULT_DIR}. Name its --dir, or set {_DATABASE}.")
+        os.environ[_DATABASE] = variables[_DATABASE]
     # A service's settings want it; nothing is said to Kafka here, the relay tells of what was made.
     os.environ[_KAFKA] = variables.get(_KAFKA, "127.0.0.1:9092")

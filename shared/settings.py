@@ -1,15 +1,21 @@
-"""What every process reads from its environment, and how wrong settings end a process: at once, with all errors."""
+"""What every process reads from its environment and from files of secrets, and how wrong settings end a process: at once,
+with all errors.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 EX_CONFIG = 78  # sysexits.h
+
+SECRETS = Path("/run/secrets")
+"""Where containers have their secrets: any setting may be a file here that is named after its variable."""
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
@@ -76,13 +82,21 @@ S = TypeVar("S", bound=Base)
 
 
 def load(settings: type[S]) -> S:
-    """The settings from the environment; every error on standard error and exit status 78 when they are wrong."""
+    """The settings from the environment, or else from files in `SECRETS`; every error on standard error and exit status 78
+    when they are wrong."""
     try:
-        return settings()  # type: ignore[call-arg]
+        return settings(_secrets_dir=SECRETS if SECRETS.is_dir() else None)  # type: ignore[call-arg]
     except ValidationError as error:
         prefix = settings.model_config.get("env_prefix", "")
         for problem in error.errors():
             name = str(problem["loc"][0]) if problem["loc"] else "?"
             variable = name if name.isupper() else f"{prefix}{name}".upper()
             sys.stderr.write(f"{variable}: {problem['msg']}\n")
-        raise SystemExit(EX_CONFIG) from None
+    except SettingsError as error:
+        sys.stderr.write(f"{SECRETS}: {error}: {error.__cause__}\n")
+    raise SystemExit(EX_CONFIG)
+
+
+def is_given(variable: str) -> bool:
+    """Whether the environment, or a file of secrets, has the variable."""
+    return variable in os.environ or (SECRETS / variable).is_file()

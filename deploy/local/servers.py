@@ -65,7 +65,7 @@ def run_alone(directory: Directory, report: Report) -> None:
             save(directory, state)
             servers = Servers.of(directory, state, ports, jars)
             addresses = {"KEYLEDGER_POSTGRES": servers.postgres.dsn(), "KEYLEDGER_KAFKA": servers.kafka.address}
-            environment.write(directory, addresses)
+            environment.write(directory.env, addresses)
             asyncio.run(_run(directory, servers, Supervisor(directory, report)))
 
 

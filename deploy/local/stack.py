@@ -79,7 +79,8 @@ class _Stack:
 
     async def _start(self, supervisor: Supervisor) -> None:
         parts = self._parts
-        identity.ensure(self._directory)
+        secrets = self._directory.secrets
+        identity.ensure(secrets / "identity.pem", secrets / "identity-public.pem")
         await asyncio.gather(parts.servers.start_kafka(self._directory, supervisor), self._databases(supervisor))
         await supervisor.start(parts.processes(), _READY_SECONDS)
         if self._sample:
@@ -110,10 +111,10 @@ class _Stack:
 
     def _write_environment(self) -> Secret:
         """The secret is on the disk before any process starts: what creates the key may die at any point."""
-        held = environment.read(self._directory).get(_KEY)
+        held = environment.read(self._directory.env).get(_KEY)
         secret = Secret(held) if held else new_secret("live")
         addresses = self._parts.addresses()
-        environment.write(self._directory, {"KEYLEDGER_URL": self._parts.url, _KEY: secret.text, **addresses})
+        environment.write(self._directory.env, {"KEYLEDGER_URL": self._parts.url, _KEY: secret.text, **addresses})
         return secret
 
 

@@ -85,7 +85,7 @@ class LocalStack:
 
     @property
     def env(self) -> dict[str, str]:
-        return environment.read(self.directory)
+        return environment.read(self.directory.env)
 
     def start(self) -> None:
         self.cli("up", "--detach", "--port", "0", *self._options)
@@ -198,7 +198,7 @@ def local_servers(path: Path) -> Iterator[Servers]:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0)
     try:
         eventually_sync(lambda: _is_ready(directory, process, log), READY_SECONDS)
-        variables = environment.read(directory)
+        variables = environment.read(directory.env)
         yield Servers(variables["KEYLEDGER_POSTGRES"], variables["KEYLEDGER_KAFKA"], directory)
     finally:
         process.terminate()

@@ -54,28 +54,35 @@ def test_a_port_that_somebody_else_took_is_left_alone() -> None:
 
 def test_the_shell_reads_the_environment_as_it_was_written(directory: Directory) -> None:
     variables = {"KEYLEDGER_URL": "http://127.0.0.1:8080", "KEYLEDGER_API_KEY": 'a\'b "c" $d'}
-    environment.write(directory, variables)
+    environment.write(directory.env, variables)
     script = f'. {directory.env}; printf "%s|%s" "$KEYLEDGER_URL" "$KEYLEDGER_API_KEY"'
     read = subprocess.run(("sh", "-c", script), capture_output=True, text=True, check=True)
     assert read.stdout == "|".join(variables.values())
-    assert environment.read(directory) == variables
+    assert environment.read(directory.env) == variables
 
 
 def test_secrets_are_readable_by_their_owner_alone(directory: Directory) -> None:
-    environment.write(directory, {"KEYLEDGER_API_KEY": "secret"})
+    environment.write(directory.env, {"KEYLEDGER_API_KEY": "secret"})
     load(directory)
-    identity.ensure(directory)
+    identity.ensure(*pair(directory))
     for path in (directory.env, directory.state, *directory.secrets.iterdir()):
         assert mode(path) == 0o600, path
     assert mode(directory.secrets) == 0o700
 
 
+def pair(directory: Directory) -> tuple[Path, Path]:
+    return directory.secrets / "identity.pem", directory.secrets / "identity-public.pem"
+
+
 def test_identity_keys_are_made_once(directory: Directory) -> None:
-    identity.ensure(directory)
+    identity.ensure(*pair(directory))
     before = {path.name: path.read_text() for path in directory.secrets.iterdir()}
-    identity.ensure(directory)
+    identity.ensure(*pair(directory))
     assert {path.name: path.read_text() for path in directory.secrets.iterdir()} == before
     assert sorted(before) == ["identity-public.pem", "identity.pem"]
+    (directory.secrets / "identity-public.pem").unlink()
+    identity.ensure(*pair(directory))
+    assert {path.name: path.read_text() for path in directory.secrets.iterdir()} == before
 
 
 def test_state_is_remembered(directory: Directory) -> None:

@@ -55,7 +55,7 @@ def owners(database: str) -> int:
 
 def test_a_retry_changes_nothing(directory: Directory, keys: str) -> None:
     secret = new_secret("live")
-    environment.write(directory, {"KEYLEDGER_API_KEY": secret.text})
+    environment.write(directory.env, {"KEYLEDGER_API_KEY": secret.text})
     before = directory.state.read_text()
     make_first_key(directory, keys)
     remembered = load(directory)
@@ -70,7 +70,7 @@ def test_a_retry_changes_nothing(directory: Directory, keys: str) -> None:
 def test_a_lost_secret_gets_its_owner_another_key(directory: Directory, keys: str) -> None:
     first, second = new_secret("live"), new_secret("live")
     for secret in (first, second):
-        environment.write(directory, {"KEYLEDGER_API_KEY": secret.text})
+        environment.write(directory.env, {"KEYLEDGER_API_KEY": secret.text})
         make_first_key(directory, keys)
     assert hashes(keys) == [first.hash.hex(), second.hash.hex()]
     assert owners(keys) == 1

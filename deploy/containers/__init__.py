@@ -1,0 +1,1 @@
+"""The jobs of a stack in containers."""
