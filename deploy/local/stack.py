@@ -84,7 +84,7 @@ class _Stack:
         await asyncio.gather(parts.servers.start_kafka(self._directory, supervisor), self._databases(supervisor))
         await supervisor.start(parts.processes(), _READY_SECONDS)
         if self._sample:
-            first_key = environment.read(self._directory)[_KEY]
+            first_key = environment.read(self._directory.env)[_KEY]
             await supervisor.start(parts.sample(first_key), _READY_SECONDS)
         await supervisor.until_all_ready(_READY_SECONDS)
 
