@@ -6,7 +6,7 @@ PYTHONS := python3.13 python3.12 python3.11 python3.14 python3
 
 .DEFAULT_GOAL := help
 
-.PHONY: help setup up test check
+.PHONY: help setup up test bench check
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,10 @@ up: setup ## Run the whole stack: PostgreSQL, Kafka, all services and a first ke
 
 test: setup ## Run all tests (ARGS="tests/unit -x")
 	@$(BIN)/pytest -n 3 --dist loadgroup $(ARGS)
+
+bench: setup ## Measure what is promised in figures; needs wrk (ARGS="edge --rounds 3")
+	@$(UV) sync --locked --extra local --group bench --quiet
+	@$(BIN)/python -m tests.load $(ARGS)
 
 check: setup ## Lint, format, types, layering, unused code
 	$(BIN)/ruff check

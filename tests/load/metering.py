@@ -1,0 +1,124 @@
+"""Request events from Kafka into PostgreSQL: the usage worker, against the same SQL without a consumer around it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psycopg
+
+from services.usage import store
+from services.usage.domain import count
+from shared.events.requests import decode_request
+from shared.events.topics import REQUEST_EVENTS
+from shared.kafka import Producer, ensure_topics
+from shared.postgres import open_pool
+from shared.settings import Base
+from tests.integration.usage.processes import Service
+from tests.integration.usage.traffic import Log, ship
+from tests.load.report import Section, spread
+from tests.load.stack import directory
+from tests.support.eventually import eventually_sync
+from tests.support.stack import Servers, local_servers
+
+_KEYS = 100
+_LOGS = 4
+_TURN = 200
+_CHUNK = 20_000
+_BATCH = 5000
+_PROMISED = 0.75
+_SECONDS = 300.0
+
+
+def measure(*, rounds: int, events: int) -> Section:
+    """Fills the topic once; each round stores all of it into a fresh database, and the same events without Kafka."""
+    with directory() as path, local_servers(path / "servers") as running:
+        logs = [Log() for _ in range(_LOGS)]
+        values = asyncio.run(_fill(running, logs, events))
+        worker, plain = [], []
+        for number in range(rounds):
+            worker.append(_worker(running, path / f"round-{number}", logs, events))
+            plain.append(_plain(running, values))
+    section = Section("Metering: request events into PostgreSQL", ("how", "events/s", "ratio"))
+    ratios = [mine / bare for mine, bare in zip(worker, plain, strict=True)]
+    section.rows += [
+        ("the usage worker, from Kafka, exactly once", spread(worker), f"{spread(ratios, 2)} (promised {_PROMISED})"),
+        ("decode, COPY and the same upsert alone", spread(plain), ""),
+    ]
+    section.notes.append(
+        f"{rounds} rounds of {events:,} events of {_KEYS} keys in {_LOGS} request logs, each into an empty database; one"
+        f" worker with its publisher of marks; {_BATCH} rows a transaction at most, in both. Each event is checked to be"
+        " stored once."
+    )
+    return section
+
+
+async def _fill(servers: Servers, logs: Sequence[Log], events: int) -> list[bytes]:
+    """Puts the events into the topic, as agents do; returns them."""
+    await ensure_topics(Base(kafka=servers.kafka), [REQUEST_EVENTS])
+    producer = await Producer.open(servers.kafka)
+    values: list[bytes] = []
+    try:
+        for start in range(0, events, _CHUNK):
+            numbers = range(start, min(start + _CHUNK, events))
+            written = [logs[n // _TURN % len(logs)].write(n % _KEYS + 1) for n in numbers]
+            await ship(servers.kafka, REQUEST_EVENTS.name, written, producer)
+            values += [record.value for record in written]
+    finally:
+        await producer.abandon()
+    return values
+
+
+def _worker(servers: Servers, path: Path, logs: Sequence[Log], events: int) -> float:
+    """Events a second, from the first batch that was stored to the last."""
+    path.mkdir()
+    with servers.fresh_database() as database:
+        service = Service("usage", servers.kafka, database, path)
+        service.migrate()
+        try:
+            service.start()
+            with psycopg.connect(database, autocommit=True) as watching:
+                first, began = eventually_sync(lambda: _stored(watching), 60)
+                while (now := _stored(watching))[0] < events:
+                    assert now[1] - began < _SECONDS, f"{now[0]} of {events} events are stored"
+                    time.sleep(0.02)
+            _exactly(service, logs, events)
+        finally:
+            service.end()
+    assert events - first > events / 2, "too few events to measure: the first batches were most of them"
+    return (events - first) / (now[1] - began)
+
+
+def _stored(connection: psycopg.Connection[tuple[int]]) -> tuple[int, float]:
+    """How many events are stored, and when that was. Nothing before the first."""
+    row = connection.execute("SELECT coalesce(sum(rows), 0)::bigint FROM key_counters").fetchone()
+    assert row is not None and row[0], "nothing is stored yet"
+    return row[0], time.monotonic()
+
+
+def _exactly(service: Service, logs: Sequence[Log], events: int) -> None:
+    """That each event is one row, and that each log's marks are at its end."""
+    assert service.rows("SELECT count(*), count(DISTINCT (source, sequence)) FROM request_log") == [(events, events)]
+    ends = {(log.id, partition, last) for log in logs for partition, last in log.last.items()}
+    assert set(service.rows("SELECT log, partition, last FROM request_marks WHERE gaps = '{}'")) == ends
+
+
+def _plain(servers: Servers, values: Sequence[bytes]) -> float:
+    """Events a second by the service's own SQL, without reading from Kafka, marks, fences or a publisher."""
+    with servers.fresh_database() as database:
+        Service("usage", servers.kafka, database, Path()).migrate()
+        return asyncio.run(_copy(database, values))
+
+
+async def _copy(database: str, values: Sequence[bytes]) -> float:
+    async with open_pool(database, size=1, wait=30) as pool:
+        async with pool.connection() as connection:
+            await connection.execute("SELECT 1")
+        began = time.monotonic()
+        for start in range(0, len(values), _BATCH):
+            events = [decode_request(value) for value in values[start : start + _BATCH]]
+            async with pool.connection() as connection, connection.transaction():
+                await store.record(connection, events, count(events))
+        return len(values) / (time.monotonic() - began)

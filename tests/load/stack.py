@@ -1,0 +1,80 @@
+"""A whole local stack to measure, with a route to the upstream."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.e2e.client import Client
+from tests.load import machine, servers
+from tests.support.eventually import eventually_sync
+from tests.support.stack import LocalStack
+
+_QUIET = 0.15
+_ROUTES = """
+[routes.bench]
+prefix = "/bench"
+upstream = "http://127.0.0.1:{port}"
+"""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The running stack. `owner` has the first key, without limits, of the owner `owner_id`; `admin` has another owner's."""
+
+    directory: Path
+    stack: LocalStack
+    upstream_port: int
+    owner_id: int
+    owner: Client
+    admin: Client
+
+    def pid(self, name: str) -> int:
+        """The process that `keyledger status` calls so."""
+        return int(self.stack.process(name)["pid"])
+
+    def pids(self) -> list[int]:
+        """All processes of the stack: its supervisor's, and all that descend from it."""
+        supervisor = self.stack.directory.holder()
+        assert supervisor is not None, "the stack does not run"
+        return machine.tree(supervisor)
+
+    def settle(self, deadline: float = 60.0) -> None:
+        """Returns when the stack has nothing more to do, or AssertionError after the deadline (s)."""
+
+        def quiet() -> bool:
+            pids = self.pids()
+            before, began = machine.cpu_seconds(pids), time.monotonic()
+            time.sleep(0.5)
+            return machine.cpu_seconds(pids) - before < _QUIET * (time.monotonic() - began)
+
+        eventually_sync(quiet, deadline)
+
+
+@contextlib.contextmanager
+def directory() -> Iterator[Path]:
+    """A directory for a measurement's files, on the disk of the checkout: elsewhere a sync may cost nothing."""
+    with tempfile.TemporaryDirectory(prefix=".keyledger-bench-", dir=".") as path:
+        yield Path(path).absolute()
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Bench]:
+    """Starts the stack and an upstream, and ends them."""
+    with directory() as path, servers.upstream(path) as port:
+        routes = path / "routes.toml"
+        routes.write_text(_ROUTES.format(port=port))
+        stack = LocalStack(path / "stack", "--routes", str(routes))
+        try:
+            stack.start()
+            made = json.loads(stack.cli("owner", "create", "bench", "--no-limits", "--json"))
+            with Client(stack.url, made["secret"]) as owner, Client(stack.url, stack.env["KEYLEDGER_API_KEY"]) as admin:
+                eventually_sync(lambda: owner.get(servers.PATH).status_code == 200)
+                yield Bench(path, stack, port, made["owner_id"], owner, admin)
+        finally:
+            stack.stop()
