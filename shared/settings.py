@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 from pydantic import Field, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 EX_CONFIG = 78  # sysexits.h
@@ -87,14 +88,27 @@ def load(settings: type[S]) -> S:
     try:
         return settings(_secrets_dir=SECRETS if SECRETS.is_dir() else None)  # type: ignore[call-arg]
     except ValidationError as error:
-        prefix = settings.model_config.get("env_prefix", "")
-        for problem in error.errors():
-            name = str(problem["loc"][0]) if problem["loc"] else "?"
-            variable = name if name.isupper() else f"{prefix}{name}".upper()
-            sys.stderr.write(f"{variable}: {problem['msg']}\n")
+        # Values are not shown: some are secret.
+        for problem in error.errors(include_input=False):
+            name = variable(settings, str(problem["loc"][0]))
+            meaning = (variables(settings)[name].description or "").rstrip(".")
+            what = "is not set" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
+            sys.stderr.write(f"{name} ({meaning}): {what}\n")
     except SettingsError as error:
         sys.stderr.write(f"{SECRETS}: {error}: {error.__cause__}\n")
     raise SystemExit(EX_CONFIG)
+
+
+def variables(settings: type[Base]) -> dict[str, FieldInfo]:
+    """The environment variables that the class reads, with their fields."""
+    return {
+        str(field.validation_alias or variable(settings, name)): field for name, field in settings.model_fields.items()
+    }
+
+
+def variable(settings: type[Base], name: str) -> str:
+    """The environment variable of a field, by the field's name or by the variable's own."""
+    return name if name.isupper() else f"{settings.model_config.get('env_prefix', '')}{name}".upper()
 
 
 def is_given(variable: str) -> bool:

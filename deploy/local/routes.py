@@ -19,7 +19,7 @@ def checked(path: Path) -> list[Route]:
     except (OSError, UnicodeDecodeError) as error:
         raise StackError(f"{path} can't be read: {error}. --routes wants a TOML file of routes.") from error
     except RoutesError as error:
-        raise _wrong(path, error) from error
+        raise StackError(f"{path} can't be used:{error}") from error
 
 
 def with_sample(directory: Directory, own: Path | None, port: int) -> Path:
@@ -34,10 +34,6 @@ def with_sample(directory: Directory, own: Path | None, port: int) -> Path:
     try:
         parse(text)
     except RoutesError as error:
-        raise _wrong(f"{own} with the sample's route behind it", error) from error
+        raise StackError(f"{own} with the sample's route behind it can't be used:{error}") from error
     write_durably(directory.sample_routes, text)
     return directory.sample_routes
-
-
-def _wrong(what: object, error: RoutesError) -> StackError:
-    return StackError(f"{what} can't be used:" + "".join(f"\n    {each}" for each in error.errors))

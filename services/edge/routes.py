@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from services.edge.http1 import METHODS
 from services.edge.paths import without_parameters
@@ -43,11 +44,21 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _ANY = "*"
 
 
+_WANTED = {
+    "prefix": 'a path such as "/reports": up to 200 of a-z A-Z 0-9 . _ ~ ! $ & \' ( ) * + , = : @ - and slashes, the first a slash',
+    "upstream": 'a scheme, host and port such as "http://127.0.0.1:9000", without a path',
+    "permission": 'such as "reports:read", or by method { GET = "reports:read", "*" = "reports:write" }, of a-z 0-9 : . _ -',
+    "public": "true or false",
+    "body_max": "a number of bytes, 0 or more",
+    "timeout": "a number of seconds, more than 0 and at most 3600",
+}
+
+
 class RoutesError(Exception):
-    """The routes can't be used; `errors` says why, each in a line."""
+    """The routes can't be used; `errors` says why, and so does the text, each in a line of its own."""
 
     def __init__(self, errors: list[str]) -> None:
-        super().__init__("; ".join(errors))
+        super().__init__("".join(f"\n    {error}" for error in errors))
         self.errors = errors
 
 
@@ -183,8 +194,24 @@ def _entry(name: str, table: Any, errors: list[str]) -> _Entry | None:
     try:
         return _Entry.model_validate(table)
     except ValidationError as error:
-        errors += [f"{name}: {'.'.join(map(str, e['loc'])) or 'route'}: {e['msg']}" for e in error.errors()]
+        # A union names each of its members: one line a setting is enough.
+        errors += dict.fromkeys(_said(name, table, each) for each in error.errors())
         return None
+
+
+def _said(name: str, table: Any, error: ErrorDetails) -> str:
+    """One error of a route in words: where it is, and what is wanted there."""
+    if not error["loc"]:
+        return f"{name}: {error['msg'].removeprefix('Value error, ')}"
+    setting = str(error["loc"][0])
+    match error["type"]:
+        case "extra_forbidden":
+            return f"{name}: there is no setting {setting!r}; a route has {', '.join(_WANTED)}"
+        case "missing":
+            return f"{name}: {setting} is missing: {_WANTED[setting]}"
+        case "model_type":
+            return f"{name}: a route is a table [routes.{name}]"
+    return f"{name}: {setting} is {table[setting]!r}, but must be {_WANTED[setting]}"
 
 
 def _route(name: str, entry: _Entry, body_max: int, timeout: float) -> Route:

@@ -19,7 +19,7 @@ def _routes(path: Path) -> Path:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"can't be read: {error}") from None
     except RoutesError as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(f"{path} can't be used:{error}") from None
     return path
 
 

@@ -62,10 +62,10 @@ def test_all_that_is_wrong_with_the_users_file_is_told(directory: Directory, own
     with pytest.raises(StackError) as raised:
         routes.with_sample(directory, own, 1234)
     assert str(own) in str(raised.value)
-    assert [line.split(":")[:2] for line in str(raised.value).splitlines()[1:]] == [
-        ["    a", " prefix"],
-        ["    a", " upstream"],
-        ["    b", " upstream"],
+    assert [line.split()[:2] for line in str(raised.value).splitlines()[1:]] == [
+        ["a:", "prefix"],
+        ["a:", "upstream"],
+        ["b:", "upstream"],
     ]
 
 

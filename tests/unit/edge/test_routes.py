@@ -139,6 +139,16 @@ def test_a_wrong_file_is_refused(text: str, message: str) -> None:
         parse(text)
 
 
+def test_an_error_says_where_it_is_and_what_is_wanted_there() -> None:
+    text = route("a", "/a", 'permission = { GET = "A B" }\npublc = true\n') + '[routes.b]\nprefix = "/b"\n'
+    with pytest.raises(RoutesError) as raised:
+        parse(text)
+    permission, unknown, missing = raised.value.errors
+    assert permission.startswith("a: permission is {'GET': 'A B'}, but must be such as")
+    assert unknown.startswith("a: there is no setting 'publc'; a route has prefix, upstream,")
+    assert missing.startswith("b: upstream is missing: a scheme, host and port")
+
+
 def test_all_errors_come_at_once() -> None:
     with pytest.raises(RoutesError) as raised:
         parse(route("a", "x", "timeout = 0") + route("b", "/docs") + route("c", "/c", "color = 1") + "[other]\n")

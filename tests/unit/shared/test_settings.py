@@ -47,7 +47,7 @@ def test_all_that_is_wrong_is_said_at_once_and_no_value(
         load(Settings)
     lines = capsys.readouterr().err.splitlines()
     assert ended.value.code == EX_CONFIG
-    assert {line.partition(":")[0] for line in lines} == {
+    assert {line.partition(" (")[0] for line in lines} == {
         "KEYLEDGER_KAFKA",
         "KEYLEDGER_KEYS_DATABASE",
         "KEYLEDGER_LOG_LEVEL",
