@@ -24,12 +24,13 @@ bench: setup ## Measure what is promised in figures; needs wrk (ARGS="edge --rou
 	@$(UV) sync --locked --extra local --group bench --quiet
 	@$(BIN)/python -m tests.load $(ARGS)
 
-check: setup ## Lint, format, types, layering, unused code
+check: setup ## Lint, format, types, layering, unused code, published documents
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyrefly check
 	$(BIN)/lint-imports
 	$(BIN)/vulture
+	$(BIN)/python -m deploy.contracts --check
 
 .tools/bin/uv:
 	@for python in $(PYTHONS); do \

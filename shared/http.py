@@ -19,8 +19,11 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from fastapi import Depends, FastAPI, Header, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from prometheus_client import Histogram
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -96,7 +99,9 @@ def verify(token: str, keys: list[Ed25519PublicKey]) -> Identity:
     raise Unauthenticated("The identity token is not valid.")
 
 
-async def _identity(request: Request, keyledger_identity: Annotated[str, Header()] = "") -> Identity:
+async def _identity(
+    request: Request, keyledger_identity: Annotated[str, Header(include_in_schema=False)] = ""
+) -> Identity:
     return verify(keyledger_identity, request.app.state.identity_keys)
 
 
@@ -145,9 +150,34 @@ def _on_one_line(value: str) -> str:
     return _storable(value)
 
 
-Text = Annotated[str, AfterValidator(_storable)]
+@dataclass(frozen=True)
+class _Told(AfterValidator):
+    """A rule of ours that the API description tells by a pattern."""
+
+    pattern: str
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(schema) | {"pattern": self.pattern}
+
+
+Text = Annotated[str, _Told(_storable, r"^[^\u0000]*$")]
 # Stands after the constraints of a field: pydantic trims first only where nothing comes before.
-ONE_LINE = AfterValidator(_on_one_line)
+ONE_LINE = _Told(
+    _on_one_line, r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$"
+)
+
+
+# What the API description says of values that the code holds as text.
+PathId = Annotated[str, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": _BIGINT})]
+Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+LOCATION: dict[str, Any] = {
+    "Location": {"description": "Where what was made is.", "schema": {"type": "string", "format": "uri-reference"}}
+}
+
+
+def example(value: dict[str, Any]) -> ConfigDict:
+    """A model's configuration with an example of it for the API description."""
+    return ConfigDict(json_schema_extra={"examples": [value]})
 
 
 def timestamp(moment: datetime) -> str:
@@ -164,13 +194,23 @@ def bigint(text: str) -> int | None:
 
 def create_app(name: str, identity_keys: Path | None) -> FastAPI:
     """A service's application: every error becomes a problem, every request one log line."""
-    app = FastAPI(title=f"Keyledger {name}", docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(
+        title=f"Keyledger {name}",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=_operation_id,
+    )
     app.state.identity_keys = load_public_keys(identity_keys) if identity_keys else []
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_middleware(_Requests)
     return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
 
 
 def problem_response(request: Request, problem: Problem) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""What the edge itself answers: problems (RFC 9457) with a stable code, the limits' headers, and its key set."""
+"""What the edge itself answers: problems (RFC 9457) with a stable code, and the limits' headers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Answer:
     content: bytes | None = None
 
     def encode(self, request_id: bytes, more: bytes, *, to_head: bool) -> bytes:
-        """The whole answer, with the header lines `more` in it; without its body when the method was HEAD."""
+        """The whole answer, with the header lines `more` in it; without its body when the method was HEAD, or at 304."""
         body = self._problem(request_id) if self.content is None else self.content
         head = b"HTTP/1.1 %d %b\r\nDate: %b\r\n%bX-Request-ID: %b\r\nContent-Length: %d\r\n%b\r\n" % (
             self.status,
@@ -45,7 +45,7 @@ class Answer:
             len(body),
             more,
         )
-        return head if to_head else head + body
+        return head if to_head or self.status == HTTPStatus.NOT_MODIFIED else head + body
 
     def _problem(self, request_id: bytes) -> bytes:
         members = {"type": "about:blank", "title": self.title, "status": self.status, "code": self.code}
@@ -92,13 +92,6 @@ def malformed(error: BadMessage) -> Answer:
     """What a client is told whose request can't be read."""
     title = _REASONS[error.status].decode()
     return problem(error.status, error.code, title, detail=str(error))
-
-
-def json_document(content: bytes) -> Answer:
-    """A small public document."""
-    return Answer(
-        200, "ok", fields=b"Content-Type: application/json\r\nCache-Control: max-age=300\r\n", content=content
-    )
 
 
 def limit_fields(verdict: Verdict, boot_ns: int, wall_ns: int) -> bytes:

@@ -5,18 +5,19 @@ counts against the limits; all in memory and the replica, without waiting for an
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 
 from services.edge import answers, paths
 from services.edge.answers import Answer
 from services.edge.clock import MILLISECOND, SECOND
+from services.edge.documents import Document
 from services.edge.domain import KeyState, Outcome, decide, metered
 from services.edge.http1 import BadMessage, RequestHead
 from services.edge.limiter import Limiter, Verdict
 from services.edge.replica import ReplicaReader, ReplicaStatus, ReplicaUnreadableError
-from services.edge.routes import JWKS_PATH, Route, Table
+from services.edge.routes import Route, Table
 from services.edge.settings import EdgeSettings
 from shared.ids import hash_secret, well_formed
 
@@ -74,14 +75,14 @@ class Gate:
         table: Table,
         replica: ReplicaReader,
         limiter: Limiter,
-        jwks: bytes,
+        public: Mapping[str, Document],
         writable: Callable[[], bool],
     ) -> None:
         self._table = table
         self._replica = replica
         self._limiter = limiter
         self._writable = writable
-        self._jwks = answers.json_document(jwks)
+        self._documents = public
         self._stale_ns = int(settings.stale_seconds * SECOND)
         self._refuse_ns = int(settings.strict_seconds * SECOND) if settings.mode == "strict" else None
         self._refusals = _Refusals()
@@ -105,8 +106,9 @@ class Gate:
         passage = Passage(
             self.new_id(), correlation, address, request.method, path[:_ENDPOINT_MAX], boot_ns, wall_ns, route
         )
-        if meant == JWKS_PATH:
-            return self._public(passage, request.method)
+        document = self._documents.get(meant)
+        if document is not None:
+            return self._public(passage, request, document)
         if route is not None and route.public:
             passage.reason = "public"
             return passage
@@ -127,9 +129,10 @@ class Gate:
         outcome = decide(key, owner, key_hash, wall_ns=wall_ns, address=address, permission=permission)
         return outcome in {Outcome.allowed, Outcome.not_ready}
 
-    def _public(self, passage: Passage, method: str) -> Passage:
+    def _public(self, passage: Passage, request: RequestHead, document: Document) -> Passage:
         passage.reason = "public"
-        passage.answer = self._jwks if method in {"GET", "HEAD"} else answers.method_not_allowed(["GET", "HEAD"])
+        readable = request.method in {"GET", "HEAD"}
+        passage.answer = document.answer(request.fields) if readable else answers.method_not_allowed(["GET", "HEAD"])
         return passage
 
     def _authenticate(self, passage: Passage, keys: list[bytes]) -> None:

@@ -27,7 +27,6 @@ BODY_MAX = 1024 * 1024
 TIMEOUT_SECONDS = 30.0
 
 PLATFORM_AUDIENCE = "keyledger"
-JWKS_PATH = "/.well-known/keyledger/jwks.json"
 RESERVED = (
     "/api/v1/api-keys",
     "/api/v1/tickets",

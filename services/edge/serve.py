@@ -16,6 +16,7 @@ import structlog
 from prometheus_client import REGISTRY
 
 from services.edge.clock import SECOND, boot_ns, wall_ns
+from services.edge.documents import documents
 from services.edge.gate import Gate
 from services.edge.identity import Identities, load_key
 from services.edge.ledger import Ledger
@@ -79,7 +80,8 @@ class Serving:
     def _edge(self) -> Edge:
         settings = self.settings
         identities = Identities(load_key(settings.identity_key))
-        gate = Gate(settings, settings.table(), self.replica, self.limiter, identities.jwks(), self.ledger.writable)
+        public = documents(identities.jwks())
+        gate = Gate(settings, settings.table(), self.replica, self.limiter, public, self.ledger.writable)
         return Edge(settings, gate, self.ledger, identities, self.metrics, self._upstream)
 
     def _upstream(self, origin: str) -> Upstream:

@@ -11,6 +11,7 @@ import httpx2
 import structlog
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from services.keys import domain, store
 from services.keys.domain import Key, NewSecret, Wanted
@@ -18,13 +19,27 @@ from services.keys.propagation import HEADER, Propagation
 from services.keys.settings import Settings
 from shared.errors import NotFound, Problem, Unavailable
 from shared.events.keys import Limits
+from shared.events.requests import Decision
 from shared.eventstore import Handled, Meta, NewEvent, handle, reserve_id
-from shared.http import ONE_LINE, Body, Caller, Identity, Paged, Text, bigint, timestamp
+from shared.http import (
+    LOCATION,
+    ONE_LINE,
+    Body,
+    Caller,
+    Identity,
+    Paged,
+    PathId,
+    Text,
+    Timestamp,
+    bigint,
+    example,
+    timestamp,
+)
 from shared.ids import new_secret
 from shared.partitions import partition_for
 from shared.postgres import Connection, Pool, transaction
 
-router = APIRouter(prefix="/api/v1/api-keys")
+router = APIRouter(prefix="/api/v1/api-keys", tags=["API keys"])
 _log = structlog.get_logger()
 
 
@@ -46,7 +61,7 @@ async def _context(request: Request) -> Context:
 Ctx = Annotated[Context, Depends(_context)]
 
 
-async def _key_id(api_key_id: str) -> int:
+async def _key_id(api_key_id: PathId) -> int:
     if (number := bigint(api_key_id)) is None:
         raise NotFound("No such API key.")
     return number
@@ -61,6 +76,38 @@ Permission = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9:._-]{0,
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
+# The examples of the API documentation.
+_TEXTS = {"name": "My API Key", "description": "API key for my application"}
+_NEW = {"is_active": True, "created_at": "2024-03-20T12:00:00Z", "last_used": None, "usage_count": 0}
+_SHOWN = {"id": 1, **_TEXTS, **_NEW, "last_used": "2024-03-21T15:30:00Z", "usage_count": 42}
+_CHANGE = {"name": "Updated API Key", "description": "Updated description", "is_active": True}
+_CALL = {
+    "id": 1,
+    "endpoint": "/api/v1/tickets",
+    "method": "GET",
+    "status_code": 200,
+    "response_time": 0.15,
+    "created_at": "2024-03-21T15:30:00Z",
+}
+_METERED = {**_CALL, "request_id": "4bf92f3577b34da6a3ce929d0e0e4736", "decision": "allowed"}
+_PROPAGATION: dict[str, Any] = {
+    HEADER: {
+        "description": "How many edges are live and how many of them confirmed the change within the wait (1 s by"
+        " default); `silent` names edges that were not waited for. `edges=unknown`: Kafka is away.",
+        "schema": {"type": "string"},
+        "example": "edges=2; confirmed=2; ms=37",
+    }
+}
+
+
+_MISSING: dict[str, Any] = {
+    "Keyledger-Missing": {
+        "description": "What the answer lacks since the service that knows it is away.",
+        "schema": {"type": "string", "enum": ["usage"]},
+    }
+}
+
+
 class WantedLimits(Body):
     """Requests per sliding window; null is without limit."""
 
@@ -69,8 +116,10 @@ class WantedLimits(Body):
     day: Count | None = 10000
 
 
-class CreateKey(Body):
+class CreateApiKey(Body):
     """A new key. Only `name` is required; what else is absent is as the creating key's."""
+
+    model_config = example(_TEXTS)
 
     name: Name
     description: Description | None = None
@@ -79,70 +128,102 @@ class CreateKey(Body):
     expires_at: AwareDatetime | None = None
 
 
-class UpdateKey(Body):
+class UpdateApiKey(Body):
     """What is to change; what is absent stays."""
 
-    name: Name | None = None
+    model_config = example(_CHANGE)
+
+    name: Name | SkipJsonSchema[None] = None
     description: Description | None = None
-    is_active: Annotated[bool, Field(strict=True)] | None = None
+    is_active: Annotated[bool, Field(strict=True)] | SkipJsonSchema[None] = None
 
     @model_validator(mode="after")
-    def _not_null(self) -> UpdateKey:
+    def _not_null(self) -> UpdateApiKey:
         for field in ("name", "is_active"):
             if field in self.model_fields_set and getattr(self, field) is None:
                 raise ValueError(f"{field} must not be null")
         return self
 
 
-class KeyOut(BaseModel):
+class ApiKey(BaseModel):
     """A key as lists and updates show it."""
+
+    model_config = example(_SHOWN)
 
     id: int
     name: str
     description: str | None
     is_active: bool
-    created_at: str
-    last_used: str | None
+    created_at: Timestamp
+    last_used: Timestamp | None
     usage_count: int
 
 
-class CreatedKey(BaseModel):
+class CreatedApiKey(BaseModel):
     """A key as its creation shows it: the only time that `key`, the secret, is told."""
+
+    model_config = example({"id": 1, **_TEXTS, "key": "generated_api_key", **_NEW})
 
     id: int
     name: str
     description: str | None
     key: str
     is_active: bool
-    created_at: str
-    last_used: str | None
+    created_at: Timestamp
+    last_used: Timestamp | None
     usage_count: int
 
 
-class Call(BaseModel):
-    """A request made with the key."""
+class ApiCall(BaseModel):
+    """A call made with the key; `response_time` is in seconds."""
+
+    model_config = example(_CALL)
 
     id: int
     endpoint: str
     method: str
     status_code: int
     response_time: float
-    created_at: str
+    created_at: Timestamp
 
 
-_CALLS = TypeAdapter(list[Call])
+_CALLS = TypeAdapter(list[ApiCall])
 
 
-class KeyDetails(KeyOut):
+class MeteredRequest(ApiCall):
+    """A metered request, let through or refused: `decision` says why."""
+
+    model_config = example(_METERED)
+
+    request_id: str
+    decision: Decision
+
+
+class MeteredRequestList(BaseModel):
+    """A page of a key's metered requests, newest first."""
+
+    model_config = example({"usage": [_METERED], "total": 1, "page": 1, "size": 10})
+
+    usage: list[MeteredRequest]
+    total: int
+    page: int
+    size: int
+
+
+class ApiKeyDetails(ApiKey):
     """A key with its last hundred calls, newest first."""
 
-    usage: list[Call]
+    model_config = example({**_SHOWN, "usage": [_CALL]})
+
+    usage: list[ApiCall]
 
 
-class KeyList(BaseModel):
+class ApiKeyList(BaseModel):
     """A page of keys."""
 
-    api_keys: list[KeyOut]
+    model_config = example({"api_keys": [_SHOWN], "total": 1, "page": 1, "size": 10})
+
+    api_keys: list[ApiKey]
     total: int
     page: int
     size: int
@@ -151,16 +232,18 @@ class KeyList(BaseModel):
 class Message(BaseModel):
     """What was done."""
 
+    model_config = example({"message": "API key deleted successfully"})
+
     message: str
 
 
 OwnerParam = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses={201: {"headers": LOCATION | _PROPAGATION}, 404: {}})
 async def create_key(
-    body: CreateKey, caller: Caller, ctx: Ctx, response: Response, owner: OwnerParam = None
-) -> CreatedKey:
+    body: CreateApiKey, caller: Caller, ctx: Ctx, response: Response, owner: OwnerParam = None
+) -> CreatedApiKey:
     """Makes a key, shows its secret once, and returns when the live edges know it."""
     owner_id = caller.owner(owner)
     secret = new_secret(ctx.settings.environment)
@@ -188,47 +271,48 @@ async def create_key(
     response.headers["Location"] = f"{router.prefix}/{key_id}"
     response.headers["Cache-Control"] = "no-store"
     shown = _out(done.state, 0, None)
-    return CreatedKey(key=secret.text, **shown.model_dump())
+    return CreatedApiKey(key=secret.text, **shown.model_dump())
 
 
 @router.get("")
-async def list_keys(caller: Caller, ctx: Ctx, page: Paged, owner: OwnerParam = None) -> KeyList:
+async def list_keys(caller: Caller, ctx: Ctx, page: Paged, owner: OwnerParam = None) -> ApiKeyList:
     """The caller's keys by id."""
     owner_id = caller.owner(owner)
     async with transaction(ctx.pool) as connection:
         found, total = await store.list_keys(connection, owner_id, page.offset, page.size)
     shown = [_out(item.key, item.usage_count, item.last_used) for item in found]
-    return KeyList(api_keys=shown, total=total, page=page.page, size=page.size)
+    return ApiKeyList(api_keys=shown, total=total, page=page.page, size=page.size)
 
 
-@router.get("/{api_key_id}")
-async def get_key(key_id: KeyId, caller: Caller, ctx: Ctx, response: Response) -> KeyDetails:
+@router.get("/{api_key_id}", responses={200: {"headers": _MISSING}})
+async def get_key(key_id: KeyId, caller: Caller, ctx: Ctx, response: Response) -> ApiKeyDetails:
     """A key and its last calls; when those can't be had, without them and with `Keyledger-Missing: usage`."""
     found = await _visible(ctx, caller, key_id)
-    calls: list[Call] = []
+    calls: list[ApiCall] = []
     try:
         calls = _CALLS.validate_python(await _ask_usage(ctx, caller, f"/keys/{key_id}/calls", {"limit": "100"}))
     except (Problem, ValidationError):
         response.headers["Keyledger-Missing"] = "usage"
     shown = _out(found.key, found.usage_count, found.last_used)
-    return KeyDetails(**shown.model_dump(), usage=calls)
+    return ApiKeyDetails(**shown.model_dump(), usage=calls)
 
 
 @router.get("/{api_key_id}/usage")
-async def get_usage(
+async def get_key_usage(
     key_id: KeyId,
     caller: Caller,
     ctx: Ctx,
     page: Annotated[int, Query(ge=1)] = 1,
     size: Annotated[int, Query(ge=1, le=1000)] = 10,
-) -> Any:
+) -> MeteredRequestList:
     """All metered requests of the key, newest first."""
     await _visible(ctx, caller, key_id)
-    return await _ask_usage(ctx, caller, f"/keys/{key_id}/usage", {"page": str(page), "size": str(size)})
+    found = await _ask_usage(ctx, caller, f"/keys/{key_id}/usage", {"page": str(page), "size": str(size)})
+    return MeteredRequestList.model_validate(found)
 
 
-@router.put("/{api_key_id}")
-async def update_key(key_id: KeyId, body: UpdateKey, caller: Caller, ctx: Ctx, response: Response) -> KeyOut:
+@router.put("/{api_key_id}", responses={200: {"headers": _PROPAGATION}})
+async def update_key(key_id: KeyId, body: UpdateApiKey, caller: Caller, ctx: Ctx, response: Response) -> ApiKey:
     """Changes name, description or activity; returns when the live edges have applied it."""
     fields = body.model_dump(exclude_unset=True)
 
@@ -241,7 +325,7 @@ async def update_key(key_id: KeyId, body: UpdateKey, caller: Caller, ctx: Ctx, r
     return _out(done.state, found.usage_count, found.last_used)
 
 
-@router.delete("/{api_key_id}")
+@router.delete("/{api_key_id}", responses={200: {"headers": _PROPAGATION}})
 async def delete_key(key_id: KeyId, caller: Caller, ctx: Ctx, response: Response) -> Message:
     """Deletes the key for good; returns when the live edges refuse it."""
 
@@ -290,8 +374,8 @@ async def _ask_usage(ctx: Context, caller: Identity, path: str, query: dict[str,
         raise Unavailable("Usage is not available.") from error
 
 
-def _out(key: Key, usage_count: int, last_used: datetime | None) -> KeyOut:
-    return KeyOut(
+def _out(key: Key, usage_count: int, last_used: datetime | None) -> ApiKey:
+    return ApiKey(
         id=key.id,
         name=key.name,
         description=key.description,

@@ -11,10 +11,10 @@ from pydantic import BaseModel
 
 from services.stats import store
 from services.stats.domain import Ticket, avg_response_time, success_rate
-from shared.http import Caller, timestamp
+from shared.http import Caller, Timestamp, example, timestamp
 from shared.postgres import Pool, transaction
 
-router = APIRouter(prefix="/api/v1/dashboard")
+router = APIRouter(prefix="/api/v1/dashboard", tags=["Dashboard"])
 _RECENT_TICKETS = 5
 _KEYS = 100
 
@@ -47,7 +47,7 @@ class RecentTicket(BaseModel):
     id: int
     subject: str
     status: str
-    created_at: str
+    created_at: Timestamp
 
 
 class UsedKey(BaseModel):
@@ -57,11 +57,33 @@ class UsedKey(BaseModel):
     name: str
     is_active: bool
     usage_count: int
-    last_used: str | None
+    last_used: Timestamp | None
 
 
-class Stats(BaseModel):
-    """The dashboard."""
+class DashboardStats(BaseModel):
+    """The dashboard's figures."""
+
+    model_config = example(
+        {
+            "open_tickets": 5,
+            "resolved_tickets": 10,
+            "active_api_keys": 2,
+            "total_api_calls": 100,
+            "api_usage": {"success_rate": 95.5, "avg_response_time": 0.15},
+            "recent_tickets": [
+                {"id": 1, "subject": "Ticket Subject", "status": "open", "created_at": "2024-03-21T15:30:00Z"}
+            ],
+            "api_keys": [
+                {
+                    "id": 1,
+                    "name": "My API Key",
+                    "is_active": True,
+                    "usage_count": 42,
+                    "last_used": "2024-03-21T15:30:00Z",
+                }
+            ],
+        }
+    )
 
     open_tickets: int
     resolved_tickets: int
@@ -73,7 +95,9 @@ class Stats(BaseModel):
 
 
 @router.get("/stats")
-async def get_stats(caller: Caller, ctx: Ctx, owner: Annotated[int | None, Query(ge=1, le=2**63 - 1)] = None) -> Stats:
+async def get_dashboard_stats(
+    caller: Caller, ctx: Ctx, owner: Annotated[int | None, Query(ge=1, le=2**63 - 1)] = None
+) -> DashboardStats:
     """The caller's figures over all time, or for `admin` another owner's."""
     owner_id, now = caller.owner(owner), datetime.now(UTC)
     async with transaction(ctx.pool) as connection:
@@ -82,7 +106,7 @@ async def get_stats(caller: Caller, ctx: Ctx, owner: Annotated[int | None, Query
         tickets = await store.recent_tickets(connection, owner_id, _RECENT_TICKETS)
         active = await store.active_keys(connection, owner_id, now)
         keys = await store.used_keys(connection, owner_id, _KEYS)
-    return Stats(
+    return DashboardStats(
         open_tickets=open_tickets,
         resolved_tickets=resolved_tickets,
         active_api_keys=active,

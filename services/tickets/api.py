@@ -10,16 +10,30 @@ from typing import Annotated
 import structlog
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, StringConstraints, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from services.tickets import domain, store
 from services.tickets.domain import Reply, Ticket, TicketStatus
 from shared.errors import NotFound
 from shared.events import EventData
 from shared.eventstore import Meta, NewEvent, handle, reserve_id
-from shared.http import ONE_LINE, Body, Caller, Identity, Paged, Text, bigint, timestamp
+from shared.http import (
+    LOCATION,
+    ONE_LINE,
+    Body,
+    Caller,
+    Identity,
+    Paged,
+    PathId,
+    Text,
+    Timestamp,
+    bigint,
+    example,
+    timestamp,
+)
 from shared.postgres import Connection, Pool, transaction
 
-router = APIRouter(prefix="/api/v1/tickets")
+router = APIRouter(prefix="/api/v1/tickets", tags=["Tickets"])
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,7 @@ async def _context(request: Request) -> Context:
 Ctx = Annotated[Context, Depends(_context)]
 
 
-async def _ticket_id(ticket_id: str) -> int:
+async def _ticket_id(ticket_id: PathId) -> int:
     if (number := bigint(ticket_id)) is None:
         raise NotFound("No such ticket.")
     return number
@@ -49,8 +63,14 @@ Subject = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, 
 Words = Annotated[Text, StringConstraints(min_length=1, max_length=10_000)]
 
 
+_TICKET = {"id": 1, "subject": "Ticket Subject", "status": "open", "created_at": "2024-03-21T15:30:00Z"}
+_REPLY = {"id": 1, "body": "It says 403 since this morning.", "created_at": "2024-03-21T15:30:00Z"}
+
+
 class OpenTicket(Body):
     """A new ticket; `body`, if given, becomes its first reply."""
+
+    model_config = example({"subject": "Ticket Subject", "body": _REPLY["body"]})
 
     subject: Subject
     body: Words | None = None
@@ -59,7 +79,9 @@ class OpenTicket(Body):
 class UpdateTicket(Body):
     """What is to change; what is absent stays."""
 
-    subject: Subject | None = None
+    model_config = example({"subject": "Another subject"})
+
+    subject: Subject | SkipJsonSchema[None] = None
 
     @model_validator(mode="after")
     def _not_null(self) -> UpdateTicket:
@@ -71,36 +93,46 @@ class UpdateTicket(Body):
 class AddReply(Body):
     """A text for a ticket."""
 
+    model_config = example({"body": "It works again."})
+
     body: Words
 
 
-class TicketOut(BaseModel):
+class TicketSummary(BaseModel):
     """A ticket as lists and changes show it."""
+
+    model_config = example(_TICKET)
 
     id: int
     subject: str
     status: TicketStatus
-    created_at: str
+    created_at: Timestamp
 
 
-class ReplyOut(BaseModel):
+class TicketReply(BaseModel):
     """One text of a ticket, numbered from 1 within it."""
+
+    model_config = example(_REPLY)
 
     id: int
     body: str
-    created_at: str
+    created_at: Timestamp
 
 
-class TicketDetails(TicketOut):
+class TicketDetails(TicketSummary):
     """A ticket with its replies, oldest first."""
 
-    replies: list[ReplyOut]
+    model_config = example({**_TICKET, "replies": [_REPLY]})
+
+    replies: list[TicketReply]
 
 
 class TicketList(BaseModel):
     """A page of tickets."""
 
-    tickets: list[TicketOut]
+    model_config = example({"tickets": [_TICKET], "total": 1, "page": 1, "size": 10})
+
+    tickets: list[TicketSummary]
     total: int
     page: int
     size: int
@@ -109,10 +141,10 @@ class TicketList(BaseModel):
 OwnerParam = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses={201: {"headers": LOCATION}})
 async def open_ticket(
     body: OpenTicket, caller: Caller, ctx: Ctx, response: Response, owner: OwnerParam = None
-) -> TicketOut:
+) -> TicketSummary:
     """Opens a ticket."""
     owner_id = caller.owner(owner)
     async with transaction(ctx.pool) as connection:
@@ -147,14 +179,14 @@ async def get_ticket(ticket_id: TicketId, caller: Caller, ctx: Ctx) -> TicketDet
 
 
 @router.put("/{ticket_id}")
-async def update_ticket(ticket_id: TicketId, body: UpdateTicket, caller: Caller, ctx: Ctx) -> TicketOut:
+async def update_ticket(ticket_id: TicketId, body: UpdateTicket, caller: Caller, ctx: Ctx) -> TicketSummary:
     """Changes the subject."""
     subject = body.subject
     return _out(await _change(ctx, caller, ticket_id, lambda t: [] if subject is None else domain.rename(t, subject)))
 
 
 @router.post("/{ticket_id}/replies", status_code=201)
-async def add_reply(ticket_id: TicketId, body: AddReply, caller: Caller, ctx: Ctx) -> ReplyOut:
+async def add_reply(ticket_id: TicketId, body: AddReply, caller: Caller, ctx: Ctx) -> TicketReply:
     """Adds a reply."""
     now = datetime.now(UTC)
     ticket = await _change(ctx, caller, ticket_id, lambda t: [domain.reply(t, body.body, now=now)])
@@ -162,19 +194,19 @@ async def add_reply(ticket_id: TicketId, body: AddReply, caller: Caller, ctx: Ct
 
 
 @router.post("/{ticket_id}/resolve")
-async def resolve_ticket(ticket_id: TicketId, caller: Caller, ctx: Ctx) -> TicketOut:
+async def resolve_ticket(ticket_id: TicketId, caller: Caller, ctx: Ctx) -> TicketSummary:
     """Settles an open ticket."""
     return _out(await _change(ctx, caller, ticket_id, lambda t: [domain.resolve(t)]))
 
 
 @router.post("/{ticket_id}/reopen")
-async def reopen_ticket(ticket_id: TicketId, caller: Caller, ctx: Ctx) -> TicketOut:
+async def reopen_ticket(ticket_id: TicketId, caller: Caller, ctx: Ctx) -> TicketSummary:
     """Opens a resolved or closed ticket again."""
     return _out(await _change(ctx, caller, ticket_id, lambda t: [domain.reopen(t)]))
 
 
 @router.post("/{ticket_id}/close")
-async def close_ticket(ticket_id: TicketId, caller: Caller, ctx: Ctx) -> TicketOut:
+async def close_ticket(ticket_id: TicketId, caller: Caller, ctx: Ctx) -> TicketSummary:
     """Puts a ticket away."""
     return _out(await _change(ctx, caller, ticket_id, lambda t: [domain.close(t)]))
 
@@ -197,11 +229,11 @@ def _meta(caller: Identity) -> Meta:
     return Meta(actor=caller.actor, request_id=request_id)
 
 
-def _out(ticket: Ticket) -> TicketOut:
-    return TicketOut(
+def _out(ticket: Ticket) -> TicketSummary:
+    return TicketSummary(
         id=ticket.id, subject=ticket.subject, status=ticket.status, created_at=timestamp(ticket.created_at)
     )
 
 
-def _reply_out(reply: Reply) -> ReplyOut:
-    return ReplyOut(id=reply.id, body=reply.body, created_at=timestamp(reply.created_at))
+def _reply_out(reply: Reply) -> TicketReply:
+    return TicketReply(id=reply.id, body=reply.body, created_at=timestamp(reply.created_at))

@@ -15,6 +15,7 @@ class Client:
 
     def __init__(self, url: str, secret: str | None) -> None:
         self.url = url
+        self.secret = secret
         self._http = httpx2.Client(base_url=url, timeout=20, headers={"X-API-Key": secret} if secret else {})
 
     def __enter__(self) -> Self:

@@ -145,7 +145,7 @@ def test_nothing_changes_no_event(keys: Service, owner: Owner) -> None:
 
 
 def test_the_log_of_requests_is_passed_on(owner: Owner, usage: type[Usage]) -> None:
-    usage.answer = {"total": 0, "page": 2, "size": 1000}
+    usage.answer = {"usage": [], "total": 0, "page": 2, "size": 1000}
     answer = owner.client.get(f"{PATH}/{owner.key_id}/usage?page=2&size=1000")
     assert (answer.status_code, answer.json()) == (200, usage.answer)
     assert usage.asked[0][0] == f"/keys/{owner.key_id}/usage?page=2&size=1000"

@@ -1,0 +1,1 @@
+"""What other programs may rely on, as documents: the HTTP API (OpenAPI) and the topics (AsyncAPI), made from the code."""
