@@ -110,13 +110,12 @@ class LogReader:
 
     def start(self) -> Position:
         """The beginning of what is left of the log; the snapshot's position when no segment is."""
-        nothing = (-1,) * self.header.partitions
         segments = self.segments()
         if segments:
             header = _read_header(self.path / segment_name(segments[0]))
-            return Position(segments[0], 0, segments[0], header.lasts if header else nothing)
+            return Position(segments[0], 0, segments[0], header.lasts if header else self._lasts_before(segments[0]))
         snapshot = self.snapshot()
-        return snapshot.position if snapshot else Position(0, 0, 0, nothing)
+        return snapshot.position if snapshot else Position(0, 0, 0, self._lasts_before(0))
 
     def read(self, position: Position, limit: int = READ_BYTES) -> Batch:
         """The records from `position` on, of about `limit` bytes."""
@@ -186,6 +185,13 @@ class LogReader:
         hidden = self.path.with_name(f".{self.id}")
         self.path.rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
+
+    def _lasts_before(self, segment: int) -> tuple[int, ...]:
+        """The partitions' last ordinals before a segment, as the snapshot tells, without which none before it was deleted;
+        -1 for those of which it only knows later ones."""
+        snapshot = self.snapshot()
+        lasts = snapshot.position.lasts if snapshot else (-1,) * self.header.partitions
+        return tuple(last if last < segment else -1 for last in lasts)
 
     def _covers(self, position: Position, segment: int) -> bool:
         return position.segment > segment or (position.segment == segment and self._exhausted(position, segment))

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.edge.limiter import Limiter
-from services.edge.requestlog_fold import restore
+from services.edge.requestlog_fold import restore, snapshot
 from services.edge.requestlog_format import OVERHEAD, RECORD, frames, pack, segment_name
 from services.edge.requestlog_reader import LogReader, LogUnreadableError
 from tests.unit.edge.logs import (
     NOW,
+    PARTITIONS,
     WALL,
     begin,
     entries_of,
@@ -155,6 +156,27 @@ def test_a_lost_header_costs_no_record(tmp_path: Path) -> None:
     entries, position = everything(again)
     assert entries == entries_of(records)
     assert position.damaged == 2
+
+
+def test_a_lost_header_behind_deleted_segments_is_made_good_by_the_snapshot(tmp_path: Path) -> None:
+    reader, records = rolled(tmp_path)
+    first, *deleted = reversed(reader.segments())
+    path = reader.path / segment_name(first)
+    data = path.read_bytes()
+    header = next(frames(data)).end
+    expected = entries_of(records)
+    path.write_bytes(data[:30] + b"\xff" + data[31:header])
+    snapshot(reader, everything(reader)[1])
+    for segment in reversed(deleted):
+        reader.delete_segment(segment)
+    before = {entry.partition: entry.ordinal for entry in expected if entry.ordinal < first}
+    assert everything(LogReader(reader.path))[1].lasts == tuple(before.get(n, -1) for n in range(PARTITIONS))
+    path.write_bytes(data[:30] + b"\xff" + data[31:])
+    snapshot(reader, everything(reader)[1])
+    entries, _ = everything(LogReader(reader.path))
+    assert [entry.ordinal for entry in entries] == list(range(first, len(records)))
+    # A predecessor that the snapshot is already beyond is not known, and never a wrong one.
+    assert all(entry.previous in (-1, known.previous) for entry, known in zip(entries, expected[first:], strict=True))
 
 
 def test_a_segment_cut_short_in_the_middle_of_a_log_is_damage(tmp_path: Path) -> None:
