@@ -169,6 +169,7 @@ class Consumer:
             return
         generation = self._generation
         starts: dict[Partition, tuple[Held, str]] = {}
+        await self._still_the_same()
         # What is held first: where logs end may have moved on meanwhile, but not back.
         async with self._pool.connection() as connection:
             held = await consumed.held_offsets(connection, missing)
@@ -184,6 +185,11 @@ class Consumer:
                 self._halt(reader, partition, problem)
             else:
                 self._ready[partition] = at
+
+    async def _still_the_same(self) -> None:
+        """Another cluster at the same address may give no partitions, or take offsets for its own: all begins anew."""
+        if await cluster_id(self._bootstrap) != self._cluster:
+            raise KafkaUnavailable("another Kafka cluster is there now")
 
     async def _start(
         self, connection: Connection, partition: Partition, held: Held | None, first: int, end: int
@@ -306,6 +312,7 @@ class Consumer:
             await reader.commit({partition: held.next_offset for partition, held in self._ready.items()})
         if now - self._looked > _LOOK_EVERY:
             self._looked = now
+            await self._still_the_same()
             async with self._pool.connection() as connection:
                 count, age = await consumed.open_gaps(connection)
             _gaps.set(count)

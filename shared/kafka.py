@@ -233,6 +233,8 @@ class Reader:
             max_poll_interval_ms=120_000,
             request_timeout_ms=30_000,
             retry_backoff_ms=100,
+            # A topic that vanished and was made anew is noticed by no error in a group, only by looking.
+            metadata_max_age_ms=10_000,
         )
         self = cls(client)
         try:

@@ -323,6 +323,30 @@ async def test_other_cluster_is_read_from_its_start_and_marks_drop_what_is_known
     assert sum((await requests.next_offsets()).values()) == 120
 
 
+async def test_running_consumer_notices_that_the_cluster_is_another(
+    requests: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.consumer._LOOK_EVERY", 0.5)
+    log = Log()
+    records = traffic(log, 100)
+    await requests.ship(records)
+    async with requests.consumer():
+        await requests.has_taken(identities(records))
+
+        async def another(_: str) -> str:
+            return "another"
+
+        monkeypatch.setattr("shared.consumer.cluster_id", another)
+
+        async def begun_anew() -> bool:
+            return {name for (name,) in await requests.rows("SELECT cluster FROM consumer_offsets")} == {"another"}
+
+        await eventually(begun_anew)
+        more = traffic(log, 20)
+        await requests.ship(more)
+        await requests.has_taken(identities(records + more))
+
+
 async def test_log_that_lost_its_tail_is_followed_from_its_new_end(requests: Bench) -> None:
     """What the broker lost is sent again by its producers, and taken if it is not known."""
     log = Log()
