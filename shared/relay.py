@@ -25,6 +25,7 @@ from shared.telemetry import Check
 _LOCK = 7_316_002
 _BATCH = 500
 _BEAT = 1.0
+_LOOK = 10.0
 _log = structlog.get_logger()
 
 _position = Gauge("keyledger_relay_position", "Position of the log up to which everything is in Kafka")
@@ -110,7 +111,14 @@ class Relay:
         await connection.execute(f"LISTEN {CHANNEL}")
         clock = asyncio.get_running_loop().time
         beat_due = clock()
+        look_due = clock() + _LOOK
         while not stop.is_set():
+            if self._what.states_topic is None and clock() >= look_due:
+                # Without heartbeats nothing else would tell that Kafka lost what readers wait for.
+                look_due = clock() + _LOOK
+                async with used_each_second(connection):
+                    if not await self._reconcile(connection, producer):
+                        return
             events = await read_log(connection, self._checkpoint.position, _BATCH)
             if events:
                 await self._transact(connection, producer, await self._batch(connection, events), events[-1].position)

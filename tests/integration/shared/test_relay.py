@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from shared.errors import Conflict, Unavailable
 from shared.events.topics import Topic
 from shared.kafka import Fenced, KafkaUnavailable, Message, Partition, Producer, Reader, ensure_topics
 from shared.postgres import Pool, connect
+from shared.publication import Publication
 from shared.relay import Relay
 from shared.settings import Base
 from tests.support.eventlog import add, event_log, rows
@@ -68,9 +70,9 @@ def _settings(kafka: str) -> Base:
 
 
 @asynccontextmanager
-async def _relay(database: str, kafka: str) -> AsyncIterator[Relay]:
+async def _relay(database: str, kafka: str, publication: Publication = PUBLICATION) -> AsyncIterator[Relay]:
     """A relay in this process."""
-    relay, stop = Relay(_settings(kafka), database, PUBLICATION), asyncio.Event()
+    relay, stop = Relay(_settings(kafka), database, publication), asyncio.Event()
     running = asyncio.ensure_future(relay.run(stop))
     try:
         yield relay
@@ -250,6 +252,22 @@ async def test_a_topic_that_was_emptied_is_filled_again(
         await adelete_topics(kafka, topics)
         await add(pool, "a-1", 1)
         await _assert_whole(pool, kafka)
+
+
+async def test_without_heartbeats_too_an_emptied_topic_is_noticed_and_filled_again(
+    pool: Pool, database: str, kafka: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.relay._LOOK", 0.5)
+    async with _relay(database, kafka, replace(PUBLICATION, states_topic=None, states_of=None)):
+        await add(pool, "a-1", *range(20))
+        await eventually(lambda: published(pool), 60)
+        await adelete_topics(kafka)
+
+        async def filled() -> bool:
+            await assert_events_are_the_log(pool, kafka)
+            return True
+
+        await eventually(filled, 60, 0.5)
 
 
 async def test_a_topic_that_was_emptied_while_no_relay_ran_is_filled_again(
