@@ -6,10 +6,10 @@ import json
 import sys
 from pathlib import Path
 
-from deploy.contracts import openapi
+from deploy.contracts import asyncapi, openapi
 
 DIRECTORY = Path(__file__).parents[2] / "schemas"
-_DOCUMENTS = {"openapi.json": openapi.document}
+_DOCUMENTS = {"openapi.json": openapi.document, "asyncapi.json": asyncapi.document}
 
 
 def main(directory: Path, *, check: bool) -> list[str]:
