@@ -6,7 +6,7 @@ PYTHONS := python3.13 python3.12 python3.11 python3.14 python3
 
 .DEFAULT_GOAL := help
 
-.PHONY: help setup up test bench check
+.PHONY: help setup up test faults bench check
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ test: setup ## Run all tests (ARGS="tests/unit -x")
 bench: setup ## Measure what is promised in figures; needs wrk (ARGS="edge --rounds 3")
 	@$(UV) sync --locked --extra local --group bench --quiet
 	@$(BIN)/python -m tests.load $(ARGS)
+
+faults: setup ## Kill, stop and empty everything under load, and count (SEED=... repeats a run; ARGS="-k kills")
+	@KEYLEDGER_FAULTS_SEED=$(SEED) $(BIN)/pytest tests/faults -n 2 --dist loadgroup $(ARGS)
 
 check: setup ## Lint, format, types, layering, unused code, published documents
 	$(BIN)/ruff check

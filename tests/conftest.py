@@ -13,8 +13,8 @@ from tests.support.topics import delete_topics
 
 # What shares a stack or servers, and what would disturb what else runs on them, goes to one worker.
 _TOGETHER = {
-    "e2e/test_kills.py": "faults",
-    "e2e/test_outages.py": "faults",
+    "faults/test_kills.py": "kills",
+    "faults": "faults",
     "e2e": "api",
     "integration/edge_agent": "agent",
     "integration/edge": "edge",

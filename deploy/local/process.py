@@ -18,8 +18,8 @@ FIRST_DELAY = 0.1
 LONGEST_DELAY = 5.0
 """Seconds before a process that ended is started again: doubling from the first to the longest."""
 
-SETTLED_AFTER = 30.0
-"""A process that lived this long (seconds) begins with the first delay again."""
+SETTLED_AFTER = 10.0
+"""A process that lived this long (seconds) begins with the first delay again: the edge's parent and Docker do so too."""
 
 GIVE_UP_AFTER = 5
 """Ends before the process was ever ready that count as: it will never be."""

@@ -26,7 +26,7 @@ from shared.settings import Base
 _TURN_MS = 250
 _WATCH = 0.1
 _ABSENT = 0.5
-_BACKOFF = (0.1, 0.2, 0.5, 1.0, 2.0)
+_BACKOFF = (0.1, 0.2, 0.5)
 # The relay beats each second: after so long a silence the broker may be another one at the same address.
 _SUSPICIOUS = 2.0
 _PROBE_DEADLINE = 3.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from services.keys.main import create_owner
 from services.keys.settings import Settings
 from shared.ids import new_secret
 from tests.e2e.client import Client
-from tests.e2e.load import UNLIMITED, Load
+from tests.e2e.load import UNLIMITED, Load, steady
 from tests.integration.edge.upstream import Upstream
 from tests.support.eventually import eventually_sync
 from tests.support.stack import LocalStack
@@ -85,11 +84,5 @@ def owner(stack: LocalStack) -> Iterator[Client]:
 def loads(owner: Client) -> Iterator[list[Load]]:
     """Three keys without limits under a steady light load, until each is told that it is over."""
     running = [Load(owner.url, owner.create_key(f"load {n}", limits=UNLIMITED), ("/echo/a",)) for n in range(3)]
-    threads = [threading.Thread(target=load.run) for load in running]
-    for thread in threads:
-        thread.start()
-    yield running
-    for load in running:
-        load.over.set()
-    for thread in threads:
-        thread.join()
+    with steady(running):
+        yield running

@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,13 +17,31 @@ from urllib.parse import urlsplit, urlunsplit
 import psycopg
 from psycopg import sql
 
-from deploy.local import environment
+from deploy.local import child, environment
+from deploy.local.account import SAME
 from deploy.local.directory import Directory
 from deploy.local.supervisor import read_status, tail
 from tests.support.eventually import eventually_sync
 
 READY_SECONDS = 300.0
 """The first start on a machine fetches Kafka."""
+
+KINDS = (
+    "edge-serving",
+    "edge-agent",
+    "keys-worker",
+    "tickets-worker",
+    "usage-worker",
+    "stats-worker",
+    "keys-api",
+    "tickets-api",
+    "usage-api",
+    "stats-api",
+    "edge",
+    "kafka",
+    "postgres",
+)
+"""The names of all processes of a stack."""
 
 
 class Stack(Protocol):
@@ -88,7 +106,12 @@ class LocalStack:
         return environment.read(self.directory.env)
 
     def start(self) -> None:
-        self.cli("up", "--detach", "--port", "0", *self._options)
+        """`keyledger up`, which ends with this process at the latest."""
+        self.directory.create()
+        log = self.directory.log("up")
+        command = (sys.executable, "-m", "cli.main", "up", "--port", "0", "--dir", str(self.directory.root))
+        running = start_with_me((*command, *self._options), log)
+        eventually_sync(lambda: _is_ready(self.directory, running, log), READY_SECONDS)
 
     def stop(self) -> None:
         self.cli("down")
@@ -109,6 +132,18 @@ class LocalStack:
 
         return eventually_sync(send)
 
+    def kill_next(self, name: str, before: int, deadline: float = 60.0) -> int:
+        """SIGKILL to the first process of this name that isn't `before` any more, ready or not; its process id."""
+
+        def send() -> int | None:
+            pid = self.process(name)["pid"]
+            if pid in (None, before) or not is_alive(pid):
+                return None
+            os.kill(pid, signal.SIGKILL)
+            return int(pid)
+
+        return eventually_sync(send, deadline, 0.1)
+
     def pause(self, name: str) -> int:
         return self._signal_all(name, signal.SIGSTOP)
 
@@ -118,10 +153,9 @@ class LocalStack:
     def _signal_all(self, name: str, number: signal.Signals) -> int:
         """To the process and its children: PostgreSQL has one for each connection."""
         pid = int(self.process(name)["pid"])
-        os.kill(pid, number)
-        for child in _children(pid):
+        for each in family(pid):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(child, number)
+                os.kill(each, number)
         return pid
 
     def wait_ready(self, deadline: float = 60.0) -> None:
@@ -193,9 +227,7 @@ def local_servers(path: Path) -> Iterator[Servers]:
     directory = Directory(path)
     directory.create()
     log = directory.log("supervisor")
-    with log.open("ab") as output:
-        command = (sys.executable, "-m", "deploy.local.servers", str(path))
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0)
+    process = start_with_me((sys.executable, "-m", "deploy.local.servers", str(path)), log)
     try:
         eventually_sync(lambda: _is_ready(directory, process, log), READY_SECONDS)
         variables = environment.read(directory.env)
@@ -205,8 +237,25 @@ def local_servers(path: Path) -> Iterator[Servers]:
         process.wait(timeout=60)
 
 
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def start_with_me(
+    command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Starts a command that gets SIGTERM when this process ends, however it ends; its output is appended to the log."""
+    numbers = (os.getpid(), signal.SIGTERM, SAME.uid, SAME.gid, SAME.capability)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            (sys.executable, "-I", "-S", child.__file__, *(str(int(number)) for number in numbers), *command),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+
+
+def family(pid: int) -> list[int]:
+    """The process and all below it, parents first."""
+    below = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [pid, *(each for child in below for each in family(child))]
 
 
 def is_alive(pid: int) -> bool:
@@ -219,7 +268,7 @@ def is_alive(pid: int) -> bool:
 
 def _is_ready(directory: Directory, process: subprocess.Popen[bytes], log: Path) -> bool:
     if process.poll() is not None:
-        raise SystemExit(f"the servers ended with {process.returncode}{tail(log)}")
+        raise SystemExit(f"it ended with {process.returncode}{tail(log)}")
     return bool(read_status(directory)["ready"])
 
 

@@ -1,0 +1,94 @@
+"""What only Kafka's own tools and an administrator can do: an empty new cluster, a log that is compacted now."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import uuid
+from base64 import urlsafe_b64encode
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from shared.events.topics import Topic
+from shared.kafka import Record
+from tests.support.eventually import eventually_sync
+from tests.support.stack import LocalStack, is_alive
+from tests.support.topics import read_topic
+
+_AT_ONCE = {
+    "min.cleanable.dirty.ratio": "0",
+    "max.compaction.lag.ms": "100",
+    "segment.ms": "100",
+    "delete.retention.ms": "0",
+}
+
+
+def empty_kafka(stack: LocalStack) -> str:
+    """Kills Kafka, deletes all that it held, and has it come back at its address as a cluster of its own: the new id."""
+    pid = stack.process("kafka")["pid"]
+    java = Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
+    *options, _, properties = java
+    supervisor = stack.directory.holder()
+    assert supervisor is not None
+    os.kill(supervisor, signal.SIGSTOP)  # so that it isn't started again before it is empty
+    try:
+        os.kill(pid, signal.SIGKILL)
+        eventually_sync(lambda: not is_alive(pid))
+        shutil.rmtree(stack.directory.kafka / "data")
+        cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        tool = (*options, "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", properties)
+        subprocess.run(tool, check=True, capture_output=True, timeout=120)
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+    stack.wait_restarted("kafka", pid, 120)
+    return cluster
+
+
+def compact(stack: LocalStack, topics: Sequence[Topic], deadline: float = 120.0) -> int:
+    """Has the broker compact what the topics hold now; returns how many records went, when it has.
+
+    What comes meanwhile is compacted too, as far as it is not in a log's last segment. Afterwards the topics have their
+    own settings again.
+    """
+    kafka = stack.env["KEYLEDGER_KAFKA"]
+    before = {topic.name: asyncio.run(read_topic(kafka, topic.name)) for topic in topics}
+    asyncio.run(_configure(kafka, {topic.name: topic.config | _AT_ONCE for topic in topics}))
+    try:
+        return sum(
+            eventually_sync(lambda topic=topic: _gone(kafka, topic.name, before[topic.name]), deadline, 1.0)
+            for topic in topics
+        )
+    finally:
+        asyncio.run(_configure(kafka, {topic.name: topic.config for topic in topics}))
+
+
+def _gone(kafka: str, topic: str, before: Mapping[int, Sequence[Record]]) -> int:
+    """How many of the records that were there are gone; AssertionError while one is left that has a newer one."""
+    found = asyncio.run(read_topic(kafka, topic))
+    left = 0
+    for partition, records in before.items():
+        end = records[-1].offset if records else -1
+        old = [record for record in found[partition] if record.offset <= end]
+        newer = Counter(record.key for record in found[partition])
+        assert all(newer[record.key] == 1 or record.offset == end for record in old), f"{topic} is not compacted yet"
+        left += len(old)
+    return sum(map(len, before.values())) - left
+
+
+async def _configure(kafka: str, configs: Mapping[str, Mapping[str, str]]) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka)
+    await admin.start()
+    try:
+        resources = [ConfigResource(ConfigResourceType.TOPIC, name, dict(config)) for name, config in configs.items()]
+        answers: list[Any] = await admin.alter_configs(resources)
+        assert [code for answer in answers for code, *_ in answer.resources] == [0] * len(configs)
+    finally:
+        await admin.close()
