@@ -16,7 +16,7 @@ from services.edge.answers import Answer
 from services.edge.clock import SECOND, boot_ns, wall_ns
 from services.edge.framing import BodyReader, LengthReader, request_reader
 from services.edge.gate import Passage
-from services.edge.http1 import HEAD_END, BadMessage, RequestHead, RequestParser, check_beginning
+from services.edge.http1 import HEAD_END, BadMessage, RequestHead, check_beginning, parse_request
 from services.edge.proxy import NEVER, Edge, Exchange
 
 # So much of a body that nobody wants is read to keep a connection.
@@ -36,7 +36,6 @@ class Home(Protocol):
     """What all connections of a serving process share."""
 
     edge: Edge
-    parser: RequestParser
     draining: bool
 
     def crowded(self) -> bool:
@@ -218,7 +217,7 @@ class ClientConnection(asyncio.Protocol):
                 check_beginning(data, checked)
                 self._buffer = data
                 return
-            request = self._clients.parser.parse(data[: end + 4])
+            request = parse_request(data[: end + 4])
             passage = self._edge.gate.judge(request, self._address, boot_ns(), wall_ns())
         except BadMessage as error:
             self._refuse(answers.malformed(error), error.code)

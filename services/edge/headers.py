@@ -5,6 +5,8 @@ a client or an upstream sends gets through.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 _MEMO_MAX = 4096
 _NORMALISED = bytes(c if chr(c).isalnum() and c < 128 else ord("-") for c in range(256)).lower()
 
@@ -63,25 +65,6 @@ _RESPONSE_KINDS = _HOP_BY_HOP | dict.fromkeys(
 )
 _REQUEST_DROPPED = (b"keyledger-", b"x-forwarded-", b"proxy-")
 
-_requests: dict[bytes, int] = {}
-_responses: dict[bytes, int] = {}
-
-
-def request_kind(name: bytes) -> int:
-    """What a request's header is, by its name as it was sent."""
-    kind = _requests.get(name)
-    if kind is None:
-        kind = _remember(_requests, name, _request_kind(name))
-    return kind
-
-
-def response_kind(name: bytes) -> int:
-    """What a response's header is; PLATFORM passes from the platform's own services only."""
-    kind = _responses.get(name)
-    if kind is None:
-        kind = _remember(_responses, name, _response_kind(name))
-    return kind
-
 
 def _request_kind(name: bytes) -> int:
     normal = name.translate(_NORMALISED)
@@ -102,8 +85,22 @@ def _spelt(name: bytes, normal: bytes, kind: int) -> int:
     return DROP if kind != PASS and name.lower() != normal else kind
 
 
-def _remember(memo: dict[bytes, int], name: bytes, kind: int) -> int:
-    # Clients choose names: the memo is for the few hundred that recur.
-    if len(memo) < _MEMO_MAX:
-        memo[name] = kind
-    return kind
+class _Kinds(dict[bytes, int]):
+    """Kinds by name, worked out when asked for and then remembered."""
+
+    def __init__(self, judge: Callable[[bytes], int]) -> None:
+        super().__init__()
+        self._judge = judge
+
+    def __missing__(self, name: bytes) -> int:
+        kind = self._judge(name)
+        # Clients choose names: the memo is for the few hundred that recur.
+        if len(self) < _MEMO_MAX:
+            self[name] = kind
+        return kind
+
+
+request_kind = _Kinds(_request_kind).__getitem__
+"""What a request's header is, by its name as it was sent."""
+response_kind = _Kinds(_response_kind).__getitem__
+"""What a response's header is; PLATFORM passes from the platform's own services only."""

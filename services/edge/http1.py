@@ -1,5 +1,5 @@
-"""HTTP/1.1 heads (RFC 9112), read strictly: one regular expression says what bytes a head may have, httptools then takes
-it apart. What either of them refuses is refused, so nothing that only one parser understands can pass the edge.
+"""HTTP/1.1 heads (RFC 9112), read strictly: one regular expression says what bytes a head may have, so that taking it apart
+at its line ends and first colons can go only one way.
 """
 
 from __future__ import annotations
@@ -7,8 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import httptools
+from functools import lru_cache
 
 from services.edge.headers import (
     CONNECTION,
@@ -33,11 +32,14 @@ HEADERS_MAX = 100
 HEADER_BLOCK_MAX = 32 * 1024
 RESPONSE_HEAD_MAX = 64 * 1024
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_METHODS = {name.encode(): name for name in METHODS}
 
 # The quantifiers are possessive: no input makes the match try twice (RFC 9110, sections 5.1 and 5.5).
 _FIELDS = rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n"
 _REQUEST = re.compile(rb"([A-Z]{1,32}+) ([\x21-\x7e]++) HTTP/1\.([01])\r\n" + _FIELDS)
 _RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*+))?\r\n" + _FIELDS)
+# Of a head that has this form: its names and values, without the blanks before them.
+_TAKE_APART = re.compile(rb"([^:]++):[\t ]*+([^\r]*+)\r\n")
 _LONE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _LENGTH = re.compile(rb"[0-9]{1,15}")
 _HOST = re.compile(rb"(?:[A-Za-z0-9.\-_]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5})?")
@@ -102,91 +104,41 @@ class ResponseHead:
     keep_alive: bool
 
 
-class _Parts:
-    """Collects what httptools finds."""
-
-    __slots__ = ("fields",)
-
-    def __init__(self) -> None:
-        self.fields: Fields = []
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((name, value))
-
-
-class RequestParser:
-    """Takes request heads apart. One serves all connections: it is given whole heads and keeps nothing between them."""
-
-    def __init__(self) -> None:
-        self._renew()
-
-    def parse(self, head: bytes) -> RequestHead:
-        """The request whose head, with the empty line at its end, is `head`; raises BadMessage."""
-        line = head.index(b"\r\n")
-        if line > REQUEST_LINE_MAX:
-            raise BadMessage("The request line is too long", 414)
-        if len(head) - line > HEADER_BLOCK_MAX:
-            raise BadMessage("The headers are too large", 431)
-        match = _REQUEST.fullmatch(head)
-        if match is None:
-            raise BadMessage("The request head is malformed")
-        method, target, minor = match.groups()
-        if method.decode() not in METHODS:
-            raise BadMessage("The method is not supported", 501, "not_implemented")
-        return self._request(method.decode(), target, int(minor), self._fields(head))
-
-    def _fields(self, head: bytes) -> Fields:
-        try:
-            fields = self._feed(head)
-        except httptools.HttpParserError:
-            # Once more with a fresh one: what another connection's head left in it (it obeys Proxy-Connection, we don't)
-            # must not become this one's error.
-            self._renew()
-            try:
-                fields = self._feed(head)
-            except httptools.HttpParserError as error:
-                self._renew()
-                raise BadMessage("The request head is malformed") from error
-        if len(fields) > HEADERS_MAX:
-            self._renew()
-            raise BadMessage("There are too many headers", 431)
-        return fields
-
-    def _feed(self, head: bytes) -> Fields:
-        parts = self._parts
-        parts.fields = []
-        try:
-            self._parser.feed_data(head)
-        except httptools.HttpParserUpgrade:
-            self._renew()
-        return parts.fields
-
-    def _request(self, method: str, target: bytes, minor: int, fields: Fields) -> RequestHead:
-        passed, known = _sorted(fields, request_kind)
-        options = _options(known[CONNECTION])
-        keep_alive = minor == 1 and b"close" not in options
-        if known[LENGTH] or known[ENCODING] or not keep_alive:
-            # httptools waits for a body now, or for the end: neither comes to it.
-            self._renew()
-        if minor == 0 and known[ENCODING]:
-            raise BadMessage("HTTP/1.0 knows no Transfer-Encoding")
-        return RequestHead(
-            method=method,
-            target=target,
-            minor=minor,
-            fields=_without(passed, options),
-            framing=_framing(known),
-            keep_alive=keep_alive,
-            host=_host(known[HOST], minor),
-            keys=known[KEY] or [],
-            request_ids=known[REQUEST_ID] or [],
-            expects_continue=minor == 1 and _expectation(known[EXPECT]),
-            upgrade=b",".join(known[UPGRADE] or ()).lower(),
-        )
-
-    def _renew(self) -> None:
-        self._parts = _Parts()
-        self._parser = httptools.HttpRequestParser(self._parts)
+def parse_request(head: bytes) -> RequestHead:
+    """The request whose head, with the empty line at its end, is `head`; raises BadMessage."""
+    line = head.index(b"\r\n")
+    if line > REQUEST_LINE_MAX:
+        raise BadMessage("The request line is too long", 414)
+    if len(head) - line > HEADER_BLOCK_MAX:
+        raise BadMessage("The headers are too large", 431)
+    match = _REQUEST.fullmatch(head)
+    if match is None:
+        raise BadMessage("The request head is malformed")
+    method, target, version = match.groups()
+    name = _METHODS.get(method)
+    if name is None:
+        raise BadMessage("The method is not supported", 501, "not_implemented")
+    fields = _TAKE_APART.findall(head, line + 2)
+    if len(fields) > HEADERS_MAX:
+        raise BadMessage("There are too many headers", 431)
+    passed, known = _sorted(fields, request_kind)
+    minor = 1 if version == b"1" else 0
+    if minor == 0 and known[ENCODING]:
+        raise BadMessage("HTTP/1.0 knows no Transfer-Encoding")
+    close, named = _connection(known[CONNECTION])
+    return RequestHead(
+        method=name,
+        target=target,
+        minor=minor,
+        fields=_without(passed, named) if named else passed,
+        framing=_framing(known),
+        keep_alive=minor == 1 and not close,
+        host=_host(known[HOST], minor),
+        keys=known[KEY] or [],
+        request_ids=known[REQUEST_ID] or [],
+        expects_continue=minor == 1 and _expectation(known[EXPECT]),
+        upgrade=b",".join(known[UPGRADE] or ()).lower(),
+    )
 
 
 def parse_response(head: bytes, method: str) -> ResponseHead:
@@ -194,17 +146,26 @@ def parse_response(head: bytes, method: str) -> ResponseHead:
     match = _RESPONSE.fullmatch(head)
     if match is None:
         raise BadMessage("The response head is malformed")
-    parts = _Parts()
-    try:
-        httptools.HttpResponseParser(parts).feed_data(head)
-    except httptools.HttpParserUpgrade:
-        pass
-    except httptools.HttpParserError as error:
-        raise BadMessage("The response head is malformed") from error
-    if len(parts.fields) > HEADERS_MAX:
+    version, code, reason = match.groups()
+    fields = _TAKE_APART.findall(head, head.index(b"\r\n") + 2)
+    if len(fields) > HEADERS_MAX:
         raise BadMessage("The response has too many headers")
-    minor, status, reason = match.groups()
-    return _response(int(status), reason or b"", int(minor), parts.fields, method)
+    passed, known = _sorted(fields, response_kind)
+    minor = 1 if version == b"1" else 0
+    if minor == 0 and known[ENCODING]:
+        raise BadMessage("HTTP/1.0 knows no Transfer-Encoding")
+    close, named = _connection(known[CONNECTION])
+    status = int(code)
+    return ResponseHead(
+        status=status,
+        reason=reason or b"",
+        minor=minor,
+        fields=_without(passed, named) if named else passed,
+        platform=[field for field in fields if response_kind(field[0]) == PLATFORM] if known[PLATFORM] else [],
+        framing=_framing(known),
+        bodiless=method == "HEAD" or status < 200 or status in {204, 304},
+        keep_alive=minor == 1 and not close,
+    )
 
 
 def check_beginning(head: bytes, new: int) -> None:
@@ -226,23 +187,6 @@ def check_lines(head: bytes, start: int) -> None:
         raise BadMessage("A line does not end with CR LF")
 
 
-def _response(status: int, reason: bytes, minor: int, fields: Fields, method: str) -> ResponseHead:
-    passed, known = _sorted(fields, response_kind)
-    if minor == 0 and known[ENCODING]:
-        raise BadMessage("HTTP/1.0 knows no Transfer-Encoding")
-    options = _options(known[CONNECTION])
-    return ResponseHead(
-        status=status,
-        reason=reason,
-        minor=minor,
-        fields=_without(passed, options),
-        platform=[field for field in fields if response_kind(field[0]) == PLATFORM] if known[PLATFORM] else [],
-        framing=_framing(known),
-        bodiless=method == "HEAD" or status < 200 or status in {204, 304},
-        keep_alive=minor == 1 and b"close" not in options,
-    )
-
-
 def _sorted(fields: Fields, kind_of: Callable[[bytes], int]) -> tuple[Fields, Known]:
     """The fields that pass, and the values of those that are read, by kind."""
     passed: Fields = []
@@ -261,11 +205,9 @@ def _sorted(fields: Fields, kind_of: Callable[[bytes], int]) -> tuple[Fields, Kn
     return passed, known
 
 
-def _without(fields: Fields, options: frozenset[bytes]) -> Fields:
+def _without(fields: Fields, named: frozenset[bytes]) -> Fields:
     """The fields that Connection does not name: those were meant for us alone (RFC 9110, section 7.6.1)."""
-    if not options:
-        return fields
-    return [field for field in fields if field[0].lower() not in options]
+    return [field for field in fields if field[0].lower() not in named]
 
 
 def _framing(known: Known) -> Framing:
@@ -281,13 +223,18 @@ def _framing(known: Known) -> Framing:
     return Framing(length=int(lengths[0]))
 
 
-_NO_OPTIONS: frozenset[bytes] = frozenset()
+def _connection(values: list[bytes] | None) -> tuple[bool, frozenset[bytes]]:
+    """Whether the connection ends with this message, and which headers were meant for us alone."""
+    return _NOTHING if values is None else _options(values[0] if len(values) == 1 else b",".join(values))
 
 
-def _options(values: list[bytes] | None) -> frozenset[bytes]:
-    if values is None:
-        return _NO_OPTIONS
-    return frozenset(option.strip().lower() for value in values for option in value.split(b","))
+_NOTHING: tuple[bool, frozenset[bytes]] = (False, frozenset())
+
+
+@lru_cache(maxsize=256)
+def _options(value: bytes) -> tuple[bool, frozenset[bytes]]:
+    options = frozenset(option.strip(b" \t").lower() for option in value.split(b","))
+    return b"close" in options, options - {b"close", b"keep-alive"}
 
 
 def _host(values: list[bytes] | None, minor: int) -> bytes:

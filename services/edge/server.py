@@ -6,7 +6,6 @@ import asyncio
 
 from services.edge.clock import SECOND, boot_ns
 from services.edge.connection import ClientConnection
-from services.edge.http1 import RequestParser
 from services.edge.proxy import Edge
 
 
@@ -18,7 +17,6 @@ class Clients:
 
     def __init__(self, edge: Edge) -> None:
         self.edge = edge
-        self.parser = RequestParser()
         self.draining = False
         self.drained = asyncio.Event()
         self._open: set[ClientConnection] = set()

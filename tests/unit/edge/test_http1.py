@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.edge.http1 import BadMessage, Framing, RequestParser, check_beginning, parse_response
+from services.edge.http1 import BadMessage, Framing, RequestHead, check_beginning, parse_request, parse_response
 
 
 def head(*lines: str, first: str = "GET /a HTTP/1.1", host: str | None = "h") -> bytes:
@@ -12,8 +12,8 @@ def head(*lines: str, first: str = "GET /a HTTP/1.1", host: str | None = "h") ->
     return "\r\n".join([first, *fields, "", ""]).encode("latin-1")
 
 
-def parse(data: bytes):  # type: ignore[no-untyped-def]
-    return RequestParser().parse(data)
+def parse(data: bytes) -> RequestHead:
+    return parse_request(data)
 
 
 REFUSED = {
@@ -111,25 +111,6 @@ def test_a_request_is_taken_apart() -> None:
     assert request.request_ids == [b"c"]
     assert request.fields == [(b"Accept", b"a"), (b"accept", b"b")]
     assert request.keep_alive
-
-
-@pytest.mark.parametrize("name", ["Proxy-Connection", "Connection", "Keep-Alive", "Upgrade", "Proxy-Upgrade"])
-@pytest.mark.parametrize("value", ["close", "keep-alive", "upgrade", "close, keep-alive", "h2c", "websocket"])
-def test_no_head_leaves_anything_to_the_next(name: str, value: str) -> None:
-    parser = RequestParser()
-    parser.parse(f"GET / HTTP/1.1\r\nHost: x\r\n{name}: {value}\r\n\r\n".encode())
-    assert parser.parse(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").keep_alive
-
-
-def test_a_parser_keeps_nothing_between_requests() -> None:
-    parser = RequestParser()
-    for line in ("Content-Length: 9", "Transfer-Encoding: chunked", "Connection: close", "Upgrade: websocket", "A: b"):
-        assert parser.parse(head(line)).method == "GET"
-        with pytest.raises(BadMessage):
-            parser.parse(head("A : b"))
-        with pytest.raises(BadMessage):
-            parser.parse(head("Content-Length: 1", "Content-Length: 1"))
-    assert parser.parse(head()).framing == Framing()
 
 
 @pytest.mark.parametrize(
