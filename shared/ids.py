@@ -13,6 +13,7 @@ import zlib
 from dataclasses import dataclass, field
 
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_PAIRS = [first + second for first in _DIGITS for second in _DIGITS]
 _RANDOM_DIGITS = 33
 _CHECK_DIGITS = 6
 _FORM = re.compile(rf"kl_[a-z0-9]{{1,16}}_[0-9A-Za-z]{{{_RANDOM_DIGITS + _CHECK_DIGITS}}}", re.ASCII)
@@ -60,7 +61,10 @@ def hash_secret(text: str) -> bytes:
 
 
 def _check(body: str) -> str:
-    return _base62(zlib.crc32(body.encode()), _CHECK_DIGITS)
+    # In base 62 by two digits at a time: this is done for every request.
+    number, third = divmod(zlib.crc32(body.encode()), len(_PAIRS))
+    first, second = divmod(number, len(_PAIRS))
+    return _PAIRS[first] + _PAIRS[second] + _PAIRS[third]
 
 
 def _base62(number: int, digits: int) -> str:

@@ -209,12 +209,12 @@ class ClientConnection(asyncio.Protocol):
         checked = len(self._buffer)
         if checked:
             data = self._buffer + data
-        else:
-            self._deadline_ns = self._in(self._edge.settings.head_seconds)
         try:
             end = data.find(HEAD_END, max(0, checked - 3))
             if end < 0:
                 check_beginning(data, checked)
+                if not checked:
+                    self._deadline_ns = self._in(self._edge.settings.head_seconds)
                 self._buffer = data
                 return
             request = parse_request(data[: end + 4])

@@ -27,6 +27,7 @@ class Upstream:
         self._idle_ns = int(idle_seconds * SECOND)
         self._idle: list[UpstreamConnection] = []
         self._open = 0
+        self._swept_ns = boot_ns()
         self._waiting: deque[Caller] = deque()
         self._connecting: set[asyncio.Task[None]] = set()
 
@@ -52,7 +53,8 @@ class Upstream:
             connection.reused = True
             connection.use(caller)
             return
-        connection.idle_until_ns = boot_ns() + self._idle_ns
+        # Reckoned from the last sweep: rather closed too early than used when the upstream is closing it.
+        connection.idle_until_ns = self._swept_ns + self._idle_ns
         self._idle.append(connection)
 
     def lost(self, connection: UpstreamConnection) -> None:
@@ -63,6 +65,7 @@ class Upstream:
 
     def sweep(self, now_ns: int) -> None:
         """Closes what was unused for too long."""
+        self._swept_ns = now_ns
         due = [connection for connection in self._idle if connection.idle_until_ns <= now_ns]
         for connection in due:
             self._idle.remove(connection)

@@ -176,7 +176,7 @@ class Exchange:
         upstream = edge.upstream(route.upstream)
         token = edge.identities.token(passage.key, route.audience, passage.time_ns) if passage.key else None
         self._fields = request_head(self._request, passage, upstream.authority, token)
-        self.deadline_ns = boot_ns() + int(route.timeout * SECOND)
+        self.deadline_ns = passage.admitted_ns + int(route.timeout * SECOND)
         upstream.acquire(self)
 
     def _pass_on(self, data: bytes) -> None:
@@ -247,6 +247,15 @@ class Exchange:
         self._out.append(response_head(head, self.passage, chunked=self._chunked, keep=self._keep))
         self._responded = True
         self._settle(head.status, now)
+
+    def response(self, head: ResponseHead, body: bytes) -> None:
+        """The upstream's response, all of it."""
+        self._connection = None
+        self._complete = True
+        self._responded = True
+        self._keep = self._may_keep()
+        self._out.append(response_head(head, self.passage, chunked=False, keep=self._keep) + body)
+        self._settle(head.status, boot_ns())
 
     def response_body(self, data: bytes) -> None:
         """A piece of the response's body."""

@@ -58,6 +58,8 @@ class ReplicaReader:
         self._environment: Environment | None = None
         self._keys: dict[bytes, KeyState] = {}
         self._owners: dict[bytes, OwnerState] = {}
+        self._found: dict[bytes, tuple[KeyState, OwnerState | None]] = {}
+        self._found_in = -1
         self._seen: bytes | None = None
         self._status = NOTHING
         self._looked = 0
@@ -86,7 +88,15 @@ class ReplicaReader:
                 return None
             transaction = environment.begin()
             try:
-                return self._find(environment, transaction, key_hash)
+                # As long as nothing was written since, what was found before is still so.
+                moment = transaction.id()
+                if moment != self._found_in:
+                    self._found_in = moment
+                    self._found.clear()
+                found = self._found.get(key_hash) or self._find(environment, transaction, key_hash)
+                if found is not None and len(self._found) < _CACHED_STATES:
+                    self._found[key_hash] = found
+                return found
             finally:
                 transaction.abort()
         except (lmdb.Error, msgspec.MsgspecError) as error:
@@ -98,6 +108,7 @@ class ReplicaReader:
         if self._environment is not None:
             self._environment.close()
         self._environment, self._seen, self._status = None, None, NOTHING
+        self._found_in = -1
 
     def _find(
         self, environment: Environment, transaction: lmdb.Transaction[bytes], key_hash: bytes

@@ -28,7 +28,7 @@ class Failure(StrEnum):
 
 
 class Caller(Protocol):
-    """Who uses a connection. It is told of the response in this order: head, body pieces, end; or of the failure."""
+    """Who uses a connection. It is told of the response, in this order: head, body pieces, end; or of the failure."""
 
     method: str
     request_done: bool
@@ -51,6 +51,9 @@ class Caller(Protocol):
 
     def response_head(self, head: ResponseHead) -> None:
         """The final response begins."""
+
+    def response(self, head: ResponseHead, body: bytes) -> None:
+        """The final response, all at once; the connection is no longer the caller's."""
 
     def response_body(self, data: bytes) -> None:
         """A piece of its body."""
@@ -183,11 +186,18 @@ class UpstreamConnection(asyncio.Protocol):
         head = parse_response(data[: end + 4], caller.method)
         if head.status == 101 or (head.status < 200 and self._interim == _INTERIM_MAX):
             raise BadMessage("The interim responses are unexpected")
+        rest = data[end + 4 :]
+        length = 0 if head.bodiless else head.framing.length
         if head.status < 200:
             self._interim += 1
+        elif len(rest) == length:
+            # Most are small and come in one piece.
+            self._give_back(caller, keep=head.keep_alive)
+            caller.response(head, rest)
+            return b""
         else:
-            self._begin(caller, head, data[end + 4 :])
-        return data[end + 4 :]
+            self._begin(caller, head, rest)
+        return rest
 
     def _begin(self, caller: Caller, head: ResponseHead, rest: bytes) -> None:
         self._keep_alive = head.keep_alive
@@ -205,16 +215,21 @@ class UpstreamConnection(asyncio.Protocol):
         return rest
 
     def _end(self, rest: bytes) -> None:
-        caller, self.caller = self.caller, None
+        caller = self.caller
         self._reader = None
         if caller is None:
             return
-        if self._keep_alive and caller.request_done and not rest:
+        self._give_back(caller, keep=self._keep_alive and not rest)
+        caller.response_end()
+
+    def _give_back(self, caller: Caller, *, keep: bool) -> None:
+        """Frees the connection for others, if it can serve them."""
+        self.caller = None
+        if keep and caller.request_done:
             self.hold(hold=False)
             self._home.release(self)
         else:
             self.abort()
-        caller.response_end()
 
     def _failed(self, reason: str) -> None:
         caller = self.caller
