@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from random import Random
+
+import msgspec
 
 from services.edge import answers, paths
 from services.edge.answers import Answer
@@ -28,8 +29,7 @@ _CORRELATION = re.compile(rb"[\x21-\x7e]{1,128}")
 _REFUSED = frozenset({401, 403, 429})
 
 
-@dataclass(slots=True, eq=False)
-class Passage:
+class Passage(msgspec.Struct, eq=False, gc=False):
     """One request's way through the gate, and all that its record tells later.
 
     `answer`: the edge answers this itself. `metered`: the answer, whichever it will be, gets a row; `noted`: the log

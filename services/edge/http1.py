@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
+
+import msgspec
 
 from services.edge.headers import (
     CONNECTION,
@@ -41,7 +42,7 @@ _RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\x
 # Of a head that has this form: its names and values, without the blanks before them.
 _TAKE_APART = re.compile(rb"([^:]++):[\t ]*+([^\r]*+)\r\n")
 _LONE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
-_LENGTH = re.compile(rb"[0-9]{1,15}")
+_LENGTH_DIGITS = 15
 _HOST = re.compile(rb"(?:[A-Za-z0-9.\-_]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5})?")
 
 Fields = list[tuple[bytes, bytes]]
@@ -57,8 +58,7 @@ class BadMessage(Exception):  # noqa: N818 - what it is, not what we did wrong
         self.code = code
 
 
-@dataclass(slots=True)
-class Framing:
+class Framing(msgspec.Struct, frozen=True, gc=False):
     """How long a body is: `length` bytes, or in chunks; neither: none in a request, until the end in a response."""
 
     length: int | None = None
@@ -70,8 +70,11 @@ class Framing:
         return not self.length and not self.chunked
 
 
-@dataclass(slots=True)
-class RequestHead:
+_NO_LENGTH = Framing()
+_CHUNKED = Framing(chunked=True)
+
+
+class RequestHead(msgspec.Struct, frozen=True, gc=False):
     """A request's head. `fields` are those that may go on to an upstream; the others are taken out of the rest."""
 
     method: str
@@ -87,8 +90,7 @@ class RequestHead:
     upgrade: bytes
 
 
-@dataclass(slots=True)
-class ResponseHead:
+class ResponseHead(msgspec.Struct, frozen=True, gc=False):
     """A response's head. `fields` are those that may go on to a client, `platform` the `Keyledger-` ones beside them.
 
     `bodiless`: no body follows, whatever `framing` declares (RFC 9112, section 6.3).
@@ -215,10 +217,10 @@ def _framing(known: Known) -> Framing:
     if encodings is not None:
         if lengths is not None or len(encodings) != 1 or encodings[0].lower() != b"chunked":
             raise BadMessage("The length of the body is ambiguous")
-        return Framing(chunked=True)
+        return _CHUNKED
     if lengths is None:
-        return Framing()
-    if len(lengths) != 1 or _LENGTH.fullmatch(lengths[0]) is None:
+        return _NO_LENGTH
+    if len(lengths) != 1 or len(lengths[0]) > _LENGTH_DIGITS or not lengths[0].isdigit():
         raise BadMessage("The length of the body is ambiguous")
     return Framing(length=int(lengths[0]))
 
@@ -240,9 +242,14 @@ def _options(value: bytes) -> tuple[bool, frozenset[bytes]]:
 def _host(values: list[bytes] | None, minor: int) -> bytes:
     if values is None and minor == 0:
         return b""
-    if values is None or len(values) != 1 or _HOST.fullmatch(values[0]) is None:
+    if values is None or len(values) != 1 or not _is_host(values[0]):
         raise BadMessage("There must be exactly one valid Host")
     return values[0]
+
+
+@lru_cache(maxsize=1024)
+def _is_host(value: bytes) -> bool:
+    return _HOST.fullmatch(value) is not None
 
 
 def _expectation(values: list[bytes] | None) -> bool:
