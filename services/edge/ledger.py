@@ -81,8 +81,9 @@ class Ledger:
         key, outcome = passage.key, passage.outcome
         if key is None or outcome is None:
             raise AssertionError("a request without a key has no record")
+        route, decision = passage.route_name, outcome.value
         seconds = (now_ns - passage.admitted_ns) / SECOND
-        self._metrics.answered(passage.route_name, status, outcome.value, seconds)
+        self._metrics.answered(route, status, decision, seconds)
         return Record(
             admitted_ns=passage.admitted_ns,
             time_ns=passage.time_ns,
@@ -90,11 +91,11 @@ class Ledger:
             key_version=key.version,
             owner_id=key.owner_id,
             endpoint=passage.endpoint,
-            route=passage.route_name,
+            route=route,
             method=passage.method,
             status_code=status,
             response_time=round(seconds, 6),
-            decision=outcome.value,
+            decision=decision,
             via="proxy",
             request_id=passage.request_id,
             correlation_id=passage.correlation_id,

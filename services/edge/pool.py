@@ -29,6 +29,7 @@ class Upstream:
         self._open = 0
         self._swept_ns = boot_ns()
         self._waiting: deque[Caller] = deque()
+        self._outgoing: list[tuple[UpstreamConnection, bytes]] = []
         self._connecting: set[asyncio.Task[None]] = set()
 
     def acquire(self, caller: Caller, *, fresh: bool = False) -> None:
@@ -63,6 +64,12 @@ class Upstream:
             self._idle.remove(connection)
         self._freed()
 
+    def send(self, connection: UpstreamConnection, data: bytes) -> None:
+        """Sends what one turn of the event loop has for the upstream in one go: to wake it for each costs more than to send."""
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._outgoing.append((connection, data))
+
     def sweep(self, now_ns: int) -> None:
         """Closes what was unused for too long."""
         self._swept_ns = now_ns
@@ -77,6 +84,11 @@ class Upstream:
             task.cancel()
         for connection in tuple(self._idle):
             connection.abort()
+
+    def _send(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        for connection, data in outgoing:
+            connection.put(data)
 
     def _next(self) -> Caller | None:
         while self._waiting:

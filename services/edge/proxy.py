@@ -67,55 +67,31 @@ class Client(Protocol):
 class Exchange:
     """One request and its answer. Made with the request's head; `start` begins, then it only reacts."""
 
-    __slots__ = (
-        "_ahead",
-        "_body_sent",
-        "_chunked",
-        "_client",
-        "_complete",
-        "_connection",
-        "_continue",
-        "_edge",
-        "_fields",
-        "_held",
-        "_keep",
-        "_out",
-        "_received",
-        "_released",
-        "_request",
-        "_responded",
-        "_retried",
-        "_started",
-        "deadline_ns",
-        "ended",
-        "method",
-        "passage",
-        "request_done",
-    )
+    # What most requests never change: to set it for each would cost more than all that they do.
+    ended = False
+    deadline_ns = NEVER
+    _fields = b""
+    _connection: UpstreamConnection | None = None
+    _started = False
+    _received = 0
+    _held = False
+    _body_sent = False
+    _retried = False
+    _responded = False
+    _released = False
+    _complete = False
+    _chunked = False
+    _keep = False
 
     def __init__(self, edge: Edge, client: Client, request: RequestHead, passage: Passage) -> None:
         self.passage = passage
         self.method = request.method
         self.request_done = request.framing.empty
-        self.ended = False
-        self.deadline_ns = NEVER
         self._edge = edge
         self._client = client
         self._request = request
-        self._fields = b""
-        self._connection: UpstreamConnection | None = None
-        self._started = False
         self._continue = request.expects_continue and not self.request_done
         self._ahead: list[bytes] = []
-        self._received = 0
-        self._held = False
-        self._body_sent = False
-        self._retried = False
-        self._responded = False
-        self._released = False
-        self._complete = False
-        self._chunked = False
-        self._keep = False
         self._out: list[bytes] = []
         edge.metrics.in_flight += 1
 

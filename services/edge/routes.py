@@ -104,9 +104,16 @@ class Table:
     def __init__(self, routes: list[Route]) -> None:
         self.routes = sorted(routes, key=lambda route: len(route.prefix), reverse=True)
         # What the platform keeps for itself falls to no shorter prefix.
-        self._by_prefix: dict[str, Route | None] = dict.fromkeys(RESERVED)
-        self._by_prefix |= {route.prefix.rstrip("/"): route for route in routes}
-        self._deepest = max((prefix.count("/") for prefix in self._by_prefix), default=0)
+        by_prefix: dict[str, Route | None] = dict.fromkeys(RESERVED)
+        by_prefix |= {route.prefix.rstrip("/"): route for route in routes}
+        longest = [(f"{prefix}/", by_prefix[prefix]) for prefix in sorted(by_prefix, key=len, reverse=True)]
+        # By first segment, the longest first; the prefix `/` comes after all others, whatever the segment.
+        self._others = [(prefix, route) for prefix, route in longest if prefix == "/"]
+        firsts = {_first(prefix) for prefix, _ in longest}
+        self._by_first = {
+            first: [(prefix, route) for prefix, route in longest if _first(prefix) == first or prefix == "/"]
+            for first in firsts
+        }
 
     def match(self, path: str) -> Route | None:
         """The route of a decoded path; None when none claims it.
@@ -119,12 +126,15 @@ class Table:
         return route
 
     def _match(self, path: str) -> Route | None:
-        parts = path.split("/", self._deepest + 1)
-        for count in range(min(len(parts), self._deepest + 1), 0, -1):
-            prefix = "/".join(parts[:count])
-            if prefix in self._by_prefix:
-                return self._by_prefix[prefix]
+        whole = f"{path}/"
+        for prefix, route in self._by_first.get(_first(path), self._others):
+            if whole.startswith(prefix):
+                return route
         return None
+
+
+def _first(path: str) -> str:
+    return path.split("/", 2)[1]
 
 
 def _bare(url: str) -> str:

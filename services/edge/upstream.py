@@ -73,6 +73,9 @@ class Home(Protocol):
     def lost(self, connection: UpstreamConnection) -> None:
         """Forgets it: it is gone."""
 
+    def send(self, connection: UpstreamConnection, data: bytes) -> None:
+        """Has the connection `put` the bytes at the end of this turn of the event loop."""
+
 
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an upstream."""
@@ -101,7 +104,11 @@ class UpstreamConnection(asyncio.Protocol):
         caller.upstream_ready(self)
 
     def write(self, data: bytes) -> None:
-        """Sends bytes of the request."""
+        """Sends bytes of the request, soon."""
+        self._home.send(self, data)
+
+    def put(self, data: bytes) -> None:
+        """Sends bytes now."""
         if self._transport is not None:
             self._transport.write(data)
 
