@@ -86,7 +86,8 @@ class Upstream:
             connection.abort()
 
     def _send(self) -> None:
-        outgoing, self._outgoing = self._outgoing, []
+        outgoing = self._outgoing
+        self._outgoing = []
         for connection, data in outgoing:
             connection.put(data)
 
