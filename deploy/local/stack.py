@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.local import environment, identity, migrations, ports, routes, servers, services
+from deploy.local import environment, identity, migrations, platform, ports, routes, servers, services
 from deploy.local.directory import Directory
 from deploy.local.errors import StackError
 from deploy.local.jars import kafka_jars
@@ -39,6 +40,8 @@ class Options:
 
 def run(directory: Directory, options: Options, report: Report, ready: Callable[[], None]) -> None:
     """Run the stack until SIGTERM or SIGINT; `ready` is called once, when every part is. Raises StackError if it can't be."""
+    if why := platform.unsupported():
+        raise StackError(why)
     if options.routes:
         routes.checked(options.routes)
     directory.create()
@@ -55,6 +58,7 @@ def run(directory: Directory, options: Options, report: Report, ready: Callable[
             if options.sample:
                 file = routes.with_sample(directory, file, chosen["sample-upstream"])
             stack = _Stack(Services(directory, state, chosen, both, edge_port, file), options.sample, report)
+            _allow_open_files()
             asyncio.run(stack.run(ready))
 
 
@@ -118,9 +122,16 @@ class _Stack:
         return secret
 
 
+def _allow_open_files() -> None:
+    """Each connection is an open file: let all processes have what the system would give them, not what a shell starts with."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _require_free(port: int) -> None:
     if not ports.becomes_free(port):
-        raise StackError(f"Port {port} is used by another program. Choose another with --port, or any with --port 0.")
+        holder = ports.holder(port) or "another user's program"
+        raise StackError(f"Port {port} is used by {holder}. Choose another with --port, or any with --port 0.")
 
 
 def main() -> None:
