@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.stack import Servers, local_servers
+from tests.support.containers import container_servers
+from tests.support.stack import CONTAINERS, Servers, local_servers
 from tests.support.topics import delete_topics
 
 # What shares a stack or servers, and what would disturb what else runs on them, goes to one worker.
@@ -32,6 +33,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         path = item.path.relative_to(Path(__file__).parent).as_posix()
         group = next((group for prefix, group in _TOGETHER.items() if path.startswith(prefix)), path)
         item.add_marker(pytest.mark.xdist_group(group))
+        if CONTAINERS and path.startswith("integration/local"):
+            item.add_marker(pytest.mark.skip(reason="tests the stack without containers"))
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +46,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """PostgreSQL and Kafka. Who stops one of them waits until it is ready again."""
-    with local_servers(tmp_path_factory.mktemp("servers")) as running:
+    with container_servers() if CONTAINERS else local_servers(tmp_path_factory.mktemp("servers")) as running:
         yield running
 
 

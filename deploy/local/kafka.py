@@ -65,12 +65,12 @@ class Kafka:
             "listeners": listeners,
             "advertised.listeners": listeners,
             "log.dirs": str(self._data),
-            **_ONE_BROKER,
-            **_SMALL_MACHINE,
+            **ONE_BROKER,
+            **SMALL_MACHINE,
         }
 
 
-_ONE_BROKER = {
+ONE_BROKER = {
     "auto.create.topics.enable": "false",
     "default.replication.factor": "1",
     "min.insync.replicas": "1",
@@ -87,7 +87,7 @@ _ONE_BROKER = {
     "log.flush.interval.messages": "1",
 }
 
-_SMALL_MACHINE = {
+SMALL_MACHINE = {
     "offsets.topic.num.partitions": "4",
     "transaction.state.log.num.partitions": "4",
     "share.coordinator.state.topic.num.partitions": "4",

@@ -15,8 +15,9 @@ from shared.ids import new_secret
 from tests.e2e.client import Client
 from tests.e2e.load import UNLIMITED, Load, steady
 from tests.integration.edge.upstream import Upstream
+from tests.support import containers
 from tests.support.eventually import eventually_sync
-from tests.support.stack import LocalStack
+from tests.support.stack import CONTAINERS, LocalStack, Stack, local_stack
 
 _ROUTES = """
 [routes.echo]
@@ -41,34 +42,42 @@ upstream = "http://127.0.0.1:1"
 
 @pytest.fixture(scope="session")
 def upstream() -> Iterator[Upstream]:
-    server = Upstream()
+    server = Upstream(host=containers.HOST) if CONTAINERS else Upstream()
     server.start()
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[LocalStack]:
+def stack(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Stack]:
     directory: Path = tmp_path_factory.mktemp("e2e")
     routes = directory / "routes.toml"
     routes.write_text(_ROUTES.format(upstream=upstream.origin))
-    running = LocalStack(directory / "stack", "--routes", str(routes))
-    running.start()
-    try:
-        yield running
-    finally:
-        running.stop()
+    if CONTAINERS:
+        with containers.container_stack(directory, routes) as running:
+            yield running
+    else:
+        with local_stack(directory / "stack", "--routes", str(routes)) as running:
+            yield running
 
 
 @pytest.fixture
-def admin(stack: LocalStack) -> Iterator[Client]:
-    """The first owner's key, from <dir>/env."""
+def without_containers(stack: Stack) -> LocalStack:
+    """The stack where it is one that `keyledger up` runs."""
+    if not isinstance(stack, LocalStack):
+        pytest.skip("`keyledger up`, `status` and `<dir>/env` are of the stack without containers")
+    return stack
+
+
+@pytest.fixture
+def admin(stack: Stack) -> Iterator[Client]:
+    """The first owner's key."""
     with Client(stack.url, stack.env["KEYLEDGER_API_KEY"]) as client:
         yield client
 
 
 @pytest.fixture
-def owner(stack: LocalStack) -> Iterator[Client]:
+def owner(stack: Stack) -> Iterator[Client]:
     """A fresh owner's first key, without limits: made as the `keyledger` command makes it, without its start-up time."""
     secret = new_secret("live")
     settings = Settings(database=stack.env["KEYLEDGER_KEYS_DATABASE"], kafka=stack.env["KEYLEDGER_KAFKA"])

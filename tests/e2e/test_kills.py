@@ -10,13 +10,13 @@ import pytest
 
 from tests.e2e.client import Client
 from tests.e2e.load import Load, assert_counted_once
-from tests.support.stack import KINDS, LocalStack
+from tests.support.stack import KINDS, Stack
 
 AT_ONCE = 3
 
 
 @pytest.mark.timeout(600)
-def test_each_answer_is_counted_once_whatever_is_killed(stack: LocalStack, owner: Client, loads: list[Load]) -> None:
+def test_each_answer_is_counted_once_whatever_is_killed(stack: Stack, owner: Client, loads: list[Load]) -> None:
     order = random.Random(0).sample(KINDS, len(KINDS))
     for at in range(0, len(order), AT_ONCE):
         killed = {kind: stack.kill(kind) for kind in order[at : at + AT_ONCE]}

@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.client import Client, assert_problem
 from tests.support.eventually import eventually_sync
-from tests.support.stack import LocalStack
+from tests.support.stack import Stack
 
 
 def test_the_hundred_and_first_request_of_a_minute_is_refused_and_admitted_at_reset(owner: Client) -> None:
@@ -34,7 +34,7 @@ def test_the_hundred_and_first_request_of_a_minute_is_refused_and_admitted_at_re
     eventually_sync(lambda: owner.get(f"/api/v1/api-keys/{created['id']}").json()["usage_count"] == 101)
 
 
-def test_a_killed_edge_still_knows_what_it_has_admitted(stack: LocalStack, owner: Client) -> None:
+def test_a_killed_edge_still_knows_what_it_has_admitted(stack: Stack, owner: Client) -> None:
     created = owner.create_key("limited", limits={"minute": 5, "hour": 50, "day": None})
     with owner.with_key(created["key"]) as client:
         for left in range(4, -1, -1):

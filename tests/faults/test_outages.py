@@ -14,7 +14,7 @@ from tests.e2e.client import Client, assert_problem
 from tests.e2e.load import Load
 from tests.faults.scenario import Scenario, stretched
 from tests.support.eventually import eventually_sync
-from tests.support.stack import LocalStack
+from tests.support.stack import Stack
 
 OUTAGE_SECONDS = 60
 COMMAND_SECONDS = 15
@@ -24,7 +24,7 @@ ENDED_BY = {"kafka": signal.SIGTERM, "postgres": signal.SIGINT}
 
 
 @pytest.mark.timeout(600)
-def test_a_minute_without_postgresql(stack: LocalStack, owner: Client, loads: list[Load], scenario: Scenario) -> None:
+def test_a_minute_without_postgresql(stack: Stack, owner: Client, loads: list[Load], scenario: Scenario) -> None:
     known = owner.create_key("before")
     path = f"/api/v1/api-keys/{known['id']}"
     refused = 0
@@ -55,7 +55,7 @@ def test_a_minute_without_postgresql(stack: LocalStack, owner: Client, loads: li
 
 
 @pytest.mark.timeout(600)
-def test_a_minute_without_kafka(stack: LocalStack, owner: Client, loads: list[Load], scenario: Scenario) -> None:
+def test_a_minute_without_kafka(stack: Stack, owner: Client, loads: list[Load], scenario: Scenario) -> None:
     made: list[dict[str, str]] = []
 
     def commands_go_on() -> None:
@@ -78,7 +78,7 @@ def test_a_minute_without_kafka(stack: LocalStack, owner: Client, loads: list[Lo
 
 @pytest.mark.timeout(600)
 def test_kafka_and_postgresql_restarted(
-    stack: LocalStack, owner: Client, loads: list[Load], scenario: Scenario
+    stack: Stack, owner: Client, loads: list[Load], scenario: Scenario
 ) -> None:
     names = ["kafka", "postgres"] * RESTARTS
     scenario.random().shuffle(names)
@@ -92,7 +92,7 @@ def test_kafka_and_postgresql_restarted(
     scenario.account(owner, loads, faults=2 * RESTARTS, answers=500)
 
 
-def _without(stack: LocalStack, name: str, meanwhile: Callable[[], None], loads: list[Load]) -> None:
+def _without(stack: Stack, name: str, meanwhile: Callable[[], None], loads: list[Load]) -> None:
     """Stops `name` for a minute, calls `meanwhile` again and again, and expects the load's known keys to be served."""
     for load in loads:
         eventually_sync(lambda load=load: load.seen)

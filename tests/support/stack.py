@@ -26,6 +26,9 @@ from tests.support.eventually import eventually_sync
 READY_SECONDS = 300.0
 """The first start on a machine fetches Kafka."""
 
+_CREATE_DATABASE = """CREATE DATABASE {} OWNER {}
+    TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C' LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8'"""
+
 KINDS = (
     "edge-serving",
     "edge-agent",
@@ -44,8 +47,53 @@ KINDS = (
 """The names of all processes of a stack."""
 
 
-class Stack(Protocol):
-    """A running Keyledger. `name` is a process's name in `status()`."""
+
+CONTAINERS = os.environ.get("KEYLEDGER_TEST_STACK", "local") == "containers"
+"""Whether the tests run on containers (KEYLEDGER_TEST_STACK=containers) instead of the stack without them."""
+
+
+class Processes(Protocol):
+    """Processes that are kept running. `name` is a process's name in `status()`."""
+
+    def status(self) -> dict[str, Any]:
+        """As `keyledger status --json`."""
+        ...
+
+    def process(self, name: str) -> dict[str, Any]:
+        """The row of one process in the status."""
+        ...
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
+        """Send the signal to the process that has this name now; its process id."""
+        ...
+
+    def pause(self, name: str) -> int:
+        """The process and its children stand still; the process id."""
+        ...
+
+    def resume(self, name: str) -> int:
+        """The process and its children go on; the process id."""
+        ...
+
+    def stopped(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """The process has ended in order, and nobody starts it, until the context ends; then returns when it is ready."""
+        ...
+
+    def wait_ready(self, deadline: float = 60.0) -> None:
+        """Return when every part is ready, or raise AssertionError after `deadline` seconds."""
+        ...
+
+    def wait_restarted(self, name: str, before: int, deadline: float = 60.0) -> None:
+        """Return when the process has another pid than `before` and is ready."""
+        ...
+
+    def logs(self, name: str) -> str:
+        """All that the process wrote."""
+        ...
+
+
+class Stack(Processes, Protocol):
+    """A running Keyledger."""
 
     @property
     def url(self) -> str:
@@ -65,62 +113,36 @@ class Stack(Protocol):
         """End all its processes and keep its data."""
         ...
 
-    def status(self) -> dict[str, Any]:
-        """As `keyledger status --json`."""
+    def cli(self, *arguments: str) -> str:
+        """Run the `keyledger` command on it and return what it printed; AssertionError if it fails."""
         ...
 
-    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> int:
-        """Send the signal to the process that has this name now; its process id."""
-        ...
-
-    def pause(self, name: str) -> int:
-        """SIGSTOP to the process and its children; the process id."""
-        ...
-
-    def resume(self, name: str) -> int:
-        """SIGCONT to the process and its children; the process id."""
-        ...
-
-    def wait_ready(self, deadline: float = 60.0) -> None:
-        """Return when every part is ready, or raise AssertionError after `deadline` seconds."""
-        ...
-
-    def logs(self, name: str) -> str:
-        """All that the process wrote."""
+    def holding(self, text: str) -> list[str]:
+        """Which of its logs and of its files of data hold this text."""
         ...
 
 
-class LocalStack:
-    """The stack without containers, run by the `keyledger` command in a directory of its own."""
+def is_another(processes: Processes, name: str, before: int) -> bool:
+    """Whether the process has another pid than `before` and is ready."""
+    row = processes.process(name)
+    return bool(row["ready"] and row["pid"] != before)
 
-    def __init__(self, directory: Path, *options: str) -> None:
+
+def secret_of(shown: str) -> str:
+    """The secret in what a `keyledger` command that makes a key has shown."""
+    return next(word for word in shown.split() if word.startswith("kl_"))
+
+
+class LocalProcesses:
+    """The processes of a directory's supervisor."""
+
+    def __init__(self, directory: Path) -> None:
         self.directory = Directory(directory)
-        self._options = options
-
-    @property
-    def url(self) -> str:
-        return self.env["KEYLEDGER_URL"]
-
-    @property
-    def env(self) -> dict[str, str]:
-        return environment.read(self.directory.env)
-
-    def start(self) -> None:
-        """`keyledger up`, which ends with this process at the latest."""
-        self.directory.create()
-        log = self.directory.log("up")
-        command = (sys.executable, "-m", "cli.main", "up", "--port", "0", "--dir", str(self.directory.root))
-        running = start_with_me((*command, *self._options), log)
-        eventually_sync(lambda: _is_ready(self.directory, running, log), READY_SECONDS)
-
-    def stop(self) -> None:
-        self.cli("down")
 
     def status(self) -> dict[str, Any]:
         return read_status(self.directory)
 
     def process(self, name: str) -> dict[str, Any]:
-        """The row of one process in the status."""
         rows = self.status()["processes"]
         return next(row for row in rows if row["name"] == name)
 
@@ -158,18 +180,56 @@ class LocalStack:
                 os.kill(each, number)
         return pid
 
+    @contextlib.contextmanager
+    def stopped(self, name: str) -> Iterator[None]:
+        supervisor, before = self.directory.holder(), int(self.process(name)["pid"])
+        assert supervisor is not None
+        os.kill(supervisor, signal.SIGSTOP)
+        try:
+            os.kill(before, signal.SIGINT)
+            eventually_sync(lambda: not is_alive(before))
+            yield
+        finally:
+            os.kill(supervisor, signal.SIGCONT)
+        self.wait_restarted(name, before)
+
     def wait_ready(self, deadline: float = 60.0) -> None:
         eventually_sync(lambda: self.status()["ready"], deadline)
 
     def wait_restarted(self, name: str, before: int, deadline: float = 60.0) -> None:
-        """Return when the process has another pid than `before` and is ready."""
-        eventually_sync(lambda: self._is_another(name, before), deadline)
+        eventually_sync(lambda: is_another(self, name, before), deadline)
 
     def logs(self, name: str) -> str:
         return self.directory.log(name).read_text()
 
+
+class LocalStack(LocalProcesses):
+    """The stack without containers, run by the `keyledger` command in a directory of its own."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        super().__init__(directory)
+        self._options = options
+
+    @property
+    def url(self) -> str:
+        return self.env["KEYLEDGER_URL"]
+
+    @property
+    def env(self) -> dict[str, str]:
+        return environment.read(self.directory.env)
+
+    def start(self) -> None:
+        """`keyledger up`, which ends with this process at the latest."""
+        self.directory.create()
+        log = self.directory.log("up")
+        command = (sys.executable, "-m", "cli.main", "up", "--port", "0", "--dir", str(self.directory.root))
+        running = start_with_me((*command, *self._options), log)
+        eventually_sync(lambda: _is_ready(self.directory, running, log), READY_SECONDS)
+
+    def stop(self) -> None:
+        self.cli("down")
+
     def cli(self, *arguments: str) -> str:
-        """Run `keyledger` on this directory and return what it printed; AssertionError if it fails."""
         command = (sys.executable, "-m", "cli.main", *arguments, "--dir", str(self.directory.root))
         done = subprocess.run(command, capture_output=True, text=True, timeout=READY_SECONDS, check=False)
         if done.returncode != 0:
@@ -178,23 +238,29 @@ class LocalStack:
             )
         return done.stdout
 
-    def secret_of(self, *arguments: str) -> str:
-        """The secret that a `keyledger` command which makes a key has shown."""
-        words = self.cli(*arguments).split()
-        return next(word for word in words if word.startswith("kl_"))
+    def holding(self, text: str) -> list[str]:
+        files = [path for path in self.directory.root.rglob("*") if path.is_file()]
+        return [str(path) for path in files if text.encode() in path.read_bytes()]
 
-    def _is_another(self, name: str, before: int) -> bool:
-        row = self.process(name)
-        return bool(row["ready"] and row["pid"] != before)
+
+@contextlib.contextmanager
+def local_stack(directory: Path, *options: str) -> Iterator[LocalStack]:
+    """A stack in this directory, as long as the context lives."""
+    stack = LocalStack(directory, *options)
+    stack.start()
+    try:
+        yield stack
+    finally:
+        stack.stop()
 
 
 @dataclass(frozen=True)
 class Servers:
-    """Real PostgreSQL and Kafka: the administrator's DSN, and Kafka's address."""
+    """Real PostgreSQL and Kafka: the administrator's DSN, Kafka's address, and the processes `postgres` and `kafka`."""
 
     postgres_dsn_admin: str
     kafka: str
-    directory: Directory
+    processes: Processes
 
     @contextlib.contextmanager
     def fresh_database(self) -> Iterator[str]:
@@ -204,21 +270,13 @@ class Servers:
         role = sql.Identifier(name)
         with psycopg.connect(self.postgres_dsn_admin, autocommit=True) as admin:
             admin.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(password)))
-            admin.execute(sql.SQL("CREATE DATABASE {} OWNER {}").format(role, role))
+            admin.execute(sql.SQL(_CREATE_DATABASE).format(role, role))
         try:
             yield _with_database(self.postgres_dsn_admin, name, password)
         finally:
             with psycopg.connect(self.postgres_dsn_admin, autocommit=True) as admin:
                 admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(role))
                 admin.execute(sql.SQL("DROP ROLE {}").format(role))
-
-    def status(self) -> dict[str, Any]:
-        """As `keyledger status --json`, of the two servers."""
-        return read_status(self.directory)
-
-    def pid(self, name: str) -> int:
-        """The process id that `postgres` or `kafka` has now."""
-        return next(row["pid"] for row in self.status()["processes"] if row["name"] == name)
 
 
 @contextlib.contextmanager
@@ -231,7 +289,7 @@ def local_servers(path: Path) -> Iterator[Servers]:
     try:
         eventually_sync(lambda: _is_ready(directory, process, log), READY_SECONDS)
         variables = environment.read(directory.env)
-        yield Servers(variables["KEYLEDGER_POSTGRES"], variables["KEYLEDGER_KAFKA"], directory)
+        yield Servers(variables["KEYLEDGER_POSTGRES"], variables["KEYLEDGER_KAFKA"], LocalProcesses(path))
     finally:
         process.terminate()
         process.wait(timeout=60)

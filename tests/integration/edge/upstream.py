@@ -31,12 +31,14 @@ Behaviour = Callable[[Seen, asyncio.StreamReader, asyncio.StreamWriter], Awaitab
 
 @dataclass
 class Upstream:
-    """Runs in a thread of its own. `behaviours` is by path; all else is echoed as JSON."""
+    """Runs in a thread of its own. `behaviours` is by path; all else is echoed as JSON. `host` is this machine as the edge
+    knows it; under another name than loopback's it is reached from elsewhere."""
 
     seen: list[Seen] = field(default_factory=list)
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     connections: int = 0
     port: int = 0
+    host: str = "127.0.0.1"
 
     def start(self) -> None:
         started: Future[None] = Future()
@@ -53,7 +55,7 @@ class Upstream:
 
     @property
     def origin(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def of(self, path: str) -> list[Seen]:
         return [seen for seen in self.seen if seen.target.partition("?")[0] == path]
@@ -61,7 +63,9 @@ class Upstream:
     async def _main(self, started: Future[None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
-        server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=1 << 20)
+        server = await asyncio.start_server(
+            self._serve, "127.0.0.1" if self.host == "127.0.0.1" else "0.0.0.0", self.port, limit=1 << 20
+        )
         self.port = server.sockets[0].getsockname()[1]
         started.set_result(None)
         await self._over.wait()

@@ -13,17 +13,43 @@ from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Protocol
+
+from testcontainers.core.container import DockerContainer
 
 from deploy.local import child
 from deploy.local.jars import kafka_jars
 from deploy.local.kafka import Kafka
 from deploy.local.ports import Ports, reserved
 from shared.kafka import cluster_id
+from tests.support.containers import kafka_container
 from tests.support.eventually import eventually
+from tests.support.stack import CONTAINERS
 
 
-class Broker:
+class Broker(Protocol):
     """One broker. Its address stays."""
+
+    @property
+    def address(self) -> str:
+        """Where clients find it."""
+        ...
+
+    async def start(self) -> None:
+        """Starts it over what data there is; returns when it answers."""
+        ...
+
+    def kill(self) -> None:
+        """Kills it, if it runs."""
+        ...
+
+    def wipe(self) -> None:
+        """Makes it another, empty cluster; to be called between `kill` and `start`."""
+        ...
+
+
+class LocalBroker:
+    """A broker as a child process."""
 
     def __init__(self, directory: Path, ports: Ports) -> None:
         self._directory = directory
@@ -36,21 +62,18 @@ class Broker:
         return self._kafka.address
 
     async def start(self) -> None:
-        """Starts it over what data there is; returns when it answers."""
         log = self._directory / "kafka.log"
         await asyncio.to_thread(lambda: asyncio.run(self._kafka.prepare(log)))
         self._run(log)
         await eventually(lambda: cluster_id(self.address), 60, interval=0.2)
 
     def kill(self) -> None:
-        """Kills it, if it runs."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def wipe(self) -> None:
-        """Makes it another, empty cluster; to be called between `kill` and `start`."""
         shutil.rmtree(self._directory / "kafka", ignore_errors=True)
         self._kafka = self._cluster()
 
@@ -68,14 +91,40 @@ class Broker:
         )
 
 
+class ContainerBroker:
+    """A broker in a container."""
+
+    def __init__(self, port: int) -> None:
+        self.address = f"127.0.0.1:{port}"
+        self._port = port
+        self._container: DockerContainer | None = None
+
+    async def start(self) -> None:
+        if self._container is None:
+            self._container = kafka_container(self._port).start()
+        else:
+            self._container.get_wrapped_container().start()
+        await eventually(lambda: cluster_id(self.address), 60, interval=0.2)
+
+    def kill(self) -> None:
+        if self._container is not None:
+            self._container.get_wrapped_container().kill()
+
+    def wipe(self) -> None:
+        if self._container is not None:
+            self._container.stop()
+            self._container = None
+
+
 @asynccontextmanager
 async def running(directory: Path) -> AsyncIterator[Broker]:
     """A broker that runs as long as the context lives."""
     directory.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - a test's
     with reserved(("kafka", "kafka-controller"), 0) as ports:
-        broker = Broker(directory, ports)
+        broker = ContainerBroker(ports["kafka"]) if CONTAINERS else LocalBroker(directory, ports)
         try:
             await broker.start()
             yield broker
         finally:
             broker.kill()
+            broker.wipe()

@@ -12,7 +12,6 @@ import pytest
 
 from tests.integration.keys.conftest import Owner, make_owner
 from tests.support.eventually import eventually_sync
-from tests.support.faults import stopped
 from tests.support.refusals import (
     BAD_IDS,
     BAD_PAGES,
@@ -286,7 +285,7 @@ def test_an_error_within_stays_within(
 
 def test_without_a_database_callers_are_told_to_come_again(servers: Servers, keys: Service, owner: Owner) -> None:
     path = f"{PATH}/{owner.key_id}"
-    with stopped(servers, "postgres"):
+    with servers.processes.stopped("postgres"):
         for answer in (
             owner.client.get(PATH),
             owner.client.get(path),

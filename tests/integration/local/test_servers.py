@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from deploy.local.directory import Directory
 from deploy.local.postgres import Postgres
 from deploy.local.state import load
 from tests.support.eventually import eventually_sync
@@ -33,9 +33,8 @@ def own(path: Path) -> Iterator[Servers]:
 
 
 def kill_and_wait(servers: Servers, name: str) -> None:
-    before = servers.pid(name)
-    os.kill(before, signal.SIGKILL)
-    eventually_sync(lambda: servers.pid(name) not in (None, before) and servers.status()["ready"], deadline=60)
+    before = servers.processes.kill(name)
+    servers.processes.wait_restarted(name, before)
 
 
 def test_postgres_keeps_what_was_committed_over_sigkill(own: Servers) -> None:
@@ -57,10 +56,11 @@ def test_postgres_is_safe_and_asks_for_passwords(own: Servers) -> None:
         psycopg.connect(f"postgresql://postgres:wrong@127.0.0.1:{port}/postgres")
 
 
-async def test_each_service_has_a_database_that_no_other_may_enter(own: Servers) -> None:
-    state = load(own.directory)
+async def test_each_service_has_a_database_that_no_other_may_enter(own: Servers, path: Path) -> None:
+    directory = Directory(path)
+    state = load(directory)
     port = int(str(psycopg.conninfo.conninfo_to_dict(own.postgres_dsn_admin)["port"]))
-    server = Postgres(own.directory.postgres, port, state.passwords["postgres"])
+    server = Postgres(directory.postgres, port, state.passwords["postgres"])
     passwords = {name: state.passwords[name] for name in ("keys", "usage")}
     await server.create_databases(passwords)
     await server.create_databases(passwords)
@@ -80,24 +80,24 @@ async def test_kafka_keeps_what_it_acknowledged_over_sigkill(own: Servers) -> No
 
 
 async def test_a_broker_that_hangs_is_not_ready(own: Servers) -> None:
-    pid = own.pid("kafka")
-    os.kill(pid, signal.SIGSTOP)
+    pid = own.processes.pause("kafka")
     try:
-        eventually_sync(lambda: not own.status()["ready"])
+        eventually_sync(lambda: not own.processes.status()["ready"])
     finally:
-        os.kill(pid, signal.SIGCONT)
-    eventually_sync(lambda: own.status()["ready"])
-    assert own.pid("kafka") == pid
+        own.processes.resume("kafka")
+    own.processes.wait_ready()
+    assert own.processes.process("kafka")["pid"] == pid
 
 
 async def test_a_second_start_has_the_same_data_and_addresses(tmp_path: Path) -> None:
     with local_servers(tmp_path) as first:
         await create_topic(first.kafka, "kept")
         await produce(first.kafka, "kept", b"before")
-        pids = [first.pid("postgres"), first.pid("kafka")]
+        pids = [first.processes.process(name)["pid"] for name in ("postgres", "kafka")]
     assert not any(is_alive(pid) for pid in pids)
     # The number in a pid file that a crash left may be any other process's by now.
-    (first.directory.postgres / "postmaster.pid").write_text(f"{os.getpid()}\n{first.directory.postgres}\n")
+    data = Directory(tmp_path).postgres
+    (data / "postmaster.pid").write_text(f"{os.getpid()}\n{data}\n")
     with local_servers(tmp_path) as second:
         assert (second.postgres_dsn_admin, second.kafka) == (first.postgres_dsn_admin, first.kafka)
         assert await consume(second.kafka, "kept", 1) == [b"before"]

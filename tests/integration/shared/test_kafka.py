@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 from collections.abc import AsyncIterator
 from itertools import count
 
@@ -218,14 +216,14 @@ async def test_kafka_that_stops_within_a_transaction_is_noticed_and_the_next_beg
     servers: Servers, topic: str, producer: Producer
 ) -> None:
     await producer.transaction(_messages(topic, "a"))
-    os.kill(servers.pid("kafka"), signal.SIGSTOP)
+    servers.processes.pause("kafka")
     try:
         with pytest.raises(KafkaUnavailable):
             await asyncio.wait_for(producer.transaction(_messages(topic, "b")), 20)
         await asyncio.wait_for(producer.abandon(), 10)
     finally:
-        os.kill(servers.pid("kafka"), signal.SIGCONT)
-    await eventually(lambda: servers.status()["ready"], 60)
+        servers.processes.resume("kafka")
+    await eventually(lambda: servers.processes.status()["ready"], 60)
 
     async def sent() -> bool:
         again = await Producer.open(servers.kafka, f"keyledger/{topic}")

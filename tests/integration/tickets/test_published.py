@@ -13,7 +13,6 @@ from jsonschema import Draft202012Validator
 
 from shared.events.topics import TICKET_EVENTS
 from tests.support.eventually import eventually_sync
-from tests.support.faults import stopped
 from tests.support.refusals import assert_problem
 from tests.support.service import Service, service
 from tests.support.stack import Servers
@@ -73,7 +72,7 @@ def test_a_ticket_s_life_is_published(tickets: Service) -> None:
 def test_without_a_database_callers_are_told_to_come_again(servers: Servers, tickets: Service) -> None:
     with tickets.client(3, 7) as caller:
         path = f"{PATH}/{caller.post(PATH, json={'subject': 'one'}).json()['id']}"
-        with stopped(servers, "postgres"):
+        with servers.processes.stopped("postgres"):
             for answer in (caller.get(PATH), caller.post(PATH, json={"subject": "x"}), caller.post(f"{path}/close")):
                 assert_problem(answer, 503, "unavailable")
                 assert int(answer.headers["retry-after"]) >= 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 from datetime import datetime
@@ -20,6 +19,7 @@ from shared.settings import Base
 from tests.integration.usage.processes import Agent, Service
 from tests.integration.usage.traffic import Log, Written, ship
 from tests.support.eventually import eventually
+from tests.support.faults import crash
 from tests.support.stack import Servers
 from tests.support.topics import adelete_topics, decoded, read_topic
 
@@ -101,7 +101,7 @@ async def test_postgres_killed(usage: Service, agent: Agent, servers: Servers) -
     async with agent.running():
         for _ in range(3):
             await agent.settled()
-            await killed(servers, "postgres")
+            await crash(servers, "postgres")
     await holds(usage, agent.sent)
     await published(usage)
 
@@ -111,7 +111,7 @@ async def test_kafka_killed(usage: Service, agent: Agent, servers: Servers) -> N
     async with agent.running():
         for _ in range(2):
             await agent.settled()
-            await killed(servers, "kafka")
+            await crash(servers, "kafka")
         await agent.settled()
         await worker.ready()
     await holds(usage, agent.sent)
@@ -123,12 +123,12 @@ async def test_worker_ends_in_time_without_kafka(usage: Service, agent: Agent, s
     async with agent.running():
         await worker.ready()
         await agent.settled()
-    os.kill(servers.pid("kafka"), signal.SIGSTOP)
+    servers.processes.pause("kafka")
     try:
         worker.send(signal.SIGTERM)
         assert await asyncio.to_thread(worker.process.wait, 20) == 0
     finally:
-        os.kill(servers.pid("kafka"), signal.SIGCONT)
+        servers.processes.resume("kafka")
 
 
 async def test_closed_log_is_published_for_each_partition(usage: Service) -> None:
@@ -173,11 +173,3 @@ async def test_what_kafka_has_lost_is_published_again(usage: Service) -> None:
     again = usage.start()
     await eventually(lambda: again.checks()["checks"]["publisher"]["detail"] == "leading", 60)
     await published(usage)
-
-
-async def killed(servers: Servers, name: str) -> None:
-    """SIGKILL; returns when the server is there again."""
-    before = servers.pid(name)
-    os.kill(before, signal.SIGKILL)
-    await eventually(lambda: servers.status()["ready"] and servers.pid(name) != before, 60)
-    await asyncio.sleep(0)
