@@ -23,7 +23,7 @@ ADMIN = "postgres"
 """The superuser's name, and that of the database to connect to for administration."""
 
 _VERSION = 18
-_SETTINGS = {
+SETTINGS = {
     "autovacuum_naptime": "15s",
     "effective_cache_size": "512MB",
     "fsync": "on",
@@ -54,7 +54,7 @@ class Postgres:
 
     def spec(self) -> Spec:
         """The server process. SIGINT ends it in order; an orphan ends at once, and recovers at its next start."""
-        settings = _SETTINGS | {"port": str(self._port)}
+        settings = SETTINGS | {"port": str(self._port)}
         options = (part for name, value in settings.items() for part in ("-c", f"{name}={value}"))
         return Spec(
             name="postgres",
