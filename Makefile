@@ -6,10 +6,10 @@ PYTHONS := python3.13 python3.12 python3.11 python3.14 python3
 
 .DEFAULT_GOAL := help
 
-.PHONY: help setup up test faults bench check
+.PHONY: help setup up test faults bench containers check
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(filter .tools/%,$(UV)) ## Bring the tools and libraries into .venv
 	@$(UV) sync --locked --extra local --quiet
@@ -26,6 +26,12 @@ bench: setup ## Measure what is promised in figures; needs wrk (ARGS="edge --rou
 
 faults: setup ## Kill, stop and empty everything under load, and count (SEED=... repeats a run; ARGS="-k kills")
 	@KEYLEDGER_FAULTS_SEED=$(SEED) $(BIN)/pytest tests/faults -n 2 --dist loadgroup $(ARGS)
+
+containers: setup ## Run the tests on containers, in the image as it is built now; needs a Docker engine with Compose
+	@docker version >/dev/null 2>&1 || { echo "error: no Docker engine answers to \`docker version\`." >&2; exit 1; }
+	@docker compose version >/dev/null 2>&1 || { echo "error: the Docker command has no Compose plugin." >&2; exit 1; }
+	@docker compose build --quiet
+	@KEYLEDGER_TEST_STACK=containers $(BIN)/pytest -n 2 --dist loadgroup $(or $(ARGS),tests/integration tests/e2e)
 
 check: setup ## Lint, format, types, layering, unused code, published documents
 	$(BIN)/ruff check

@@ -77,9 +77,7 @@ def test_a_minute_without_kafka(stack: Stack, owner: Client, loads: list[Load], 
 
 
 @pytest.mark.timeout(600)
-def test_kafka_and_postgresql_restarted(
-    stack: Stack, owner: Client, loads: list[Load], scenario: Scenario
-) -> None:
+def test_kafka_and_postgresql_restarted(stack: Stack, owner: Client, loads: list[Load], scenario: Scenario) -> None:
     names = ["kafka", "postgres"] * RESTARTS
     scenario.random().shuffle(names)
     for name in names:

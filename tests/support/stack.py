@@ -47,8 +47,7 @@ KINDS = (
 """The names of all processes of a stack."""
 
 
-
-CONTAINERS = os.environ.get("KEYLEDGER_TEST_STACK", "local") == "containers"
+CONTAINERS = {"local": False, "containers": True}[os.environ.get("KEYLEDGER_TEST_STACK", "local")]
 """Whether the tests run on containers (KEYLEDGER_TEST_STACK=containers) instead of the stack without them."""
 
 
