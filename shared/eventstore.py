@@ -36,6 +36,11 @@ class Meta:
     causation_id: str | None = None
     traceparent: str | None = None
 
+    @classmethod
+    def of(cls, actor: str) -> Meta:
+        """Of what `actor` asked for in the request that is being answered."""
+        return cls(actor, request_id=structlog.contextvars.get_contextvars().get("request_id"))
+
 
 @dataclass(frozen=True)
 class NewEvent:

@@ -1,195 +1,34 @@
-"""HTTP of every service behind the edge: problems (RFC 9457), the caller's identity, paging, one log line a request."""
+"""HTTP of every service behind the edge: problems (RFC 9457), one log line a request, and the server."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import jwt
 import structlog
 import uvicorn
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from fastapi import Depends, FastAPI, Header, Query, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from prometheus_client import Histogram
-from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, WithJsonSchema
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.errors import BadRequest, Invalid, PermissionMissing, Problem, Unauthenticated
-from shared.process import Part
+from shared.errors import BadRequest, Invalid, Problem
+from shared.identity import load_public_keys
+from shared.process import Part, until_signalled
+from shared.settings import ServiceSettings
+from shared.telemetry import Check, internal_server
 
-AUDIENCE = "keyledger"
-ISSUER = "keyledger"
-_LEEWAY = 30
 _MAX_BODY = 1024 * 1024
-_BIGINT = 2**63 - 1
 _log = structlog.get_logger()
 _seconds = Histogram("keyledger_http_seconds", "Time to answer", ["method", "status"])
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Who calls, as the edge found it: verified from the identity token, never from any other header."""
-
-    owner_id: int
-    key_id: int
-    permissions: frozenset[str]
-    token: str
-
-    @property
-    def admin(self) -> bool:
-        """Whether the caller may act for every owner."""
-        return "admin" in self.permissions
-
-    @property
-    def actor(self) -> str:
-        """Who is written into events as their cause."""
-        return f"key-{self.key_id}"
-
-    def owner(self, wanted: int | None) -> int:
-        """The owner to act for: one's own, or for `admin` the one that is wanted."""
-        if wanted is None or wanted == self.owner_id:
-            return self.owner_id
-        if not self.admin:
-            raise PermissionMissing("Only a key with the permission admin may name another owner.")
-        return wanted
-
-
-def load_public_keys(path: Path) -> list[Ed25519PublicKey]:
-    """The Ed25519 public keys of a PEM file. `ValueError` when there is none or one of another kind."""
-    end = b"-----END PUBLIC KEY-----"
-    blocks = [block + end for block in path.read_bytes().split(end)[:-1]]
-    keys = [load_pem_public_key(block.strip()) for block in blocks]
-    if not keys or not all(isinstance(key, Ed25519PublicKey) for key in keys):
-        raise ValueError(f"{path} must hold Ed25519 public keys")
-    return [key for key in keys if isinstance(key, Ed25519PublicKey)]
-
-
-def verify(token: str, keys: list[Ed25519PublicKey]) -> Identity:
-    """The identity in a token that one of `keys` signed for these services (RFC 7519, RFC 8037); else `Unauthenticated`."""
-    for key in keys:
-        try:
-            claims = jwt.decode(
-                token,
-                key,
-                algorithms=["EdDSA"],
-                audience=AUDIENCE,
-                issuer=ISSUER,
-                leeway=_LEEWAY,
-                options={"require": ["exp", "iat", "sub", "aud"]},
-            )
-            return Identity(int(claims["owner_id"]), int(claims["key_id"]), frozenset(claims["permissions"]), token)
-        except jwt.InvalidSignatureError:
-            continue
-        except (jwt.InvalidTokenError, KeyError, TypeError, ValueError) as error:
-            raise Unauthenticated("The identity token is not valid.") from error
-    raise Unauthenticated("The identity token is not valid.")
-
-
-async def _identity(
-    request: Request, keyledger_identity: Annotated[str, Header(include_in_schema=False)] = ""
-) -> Identity:
-    return verify(keyledger_identity, request.app.state.identity_keys)
-
-
-Caller = Annotated[Identity, Depends(_identity)]
-
-
-@dataclass(frozen=True)
-class Page:
-    """A page of a list: `page` from 1, `size` rows."""
-
-    page: int
-    size: int
-
-    @property
-    def offset(self) -> int:
-        """Rows before this page, within what the database can count."""
-        return min((self.page - 1) * self.size, _BIGINT)
-
-
-async def _page(page: Annotated[int, Query(ge=1)] = 1, size: Annotated[int, Query(ge=1, le=100)] = 10) -> Page:
-    return Page(page, size)
-
-
-Paged = Annotated[Page, Depends(_page)]
-
-
-class Body(BaseModel):
-    """Base of request bodies: a field that nobody knows is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _storable(value: str) -> str:
-    if "\x00" in value:
-        raise ValueError("must not contain NUL")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must be valid Unicode") from None
-    return value
-
-
-def _on_one_line(value: str) -> str:
-    if any(ord(char) < 32 or 127 <= ord(char) < 160 for char in value):
-        raise ValueError("must not contain control characters")
-    return _storable(value)
-
-
-@dataclass(frozen=True)
-class _Told(AfterValidator):
-    """A rule of ours that the API description tells by a pattern."""
-
-    pattern: str
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        return handler(schema) | {"pattern": self.pattern}
-
-
-Text = Annotated[str, _Told(_storable, r"^[^\u0000]*$")]
-# Stands after the constraints of a field: pydantic trims first only where nothing comes before.
-ONE_LINE = _Told(
-    _on_one_line, r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$"
-)
-
-
-# What the API description says of values that the code holds as text.
-PathId = Annotated[str, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": _BIGINT})]
-Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
-LOCATION: dict[str, Any] = {
-    "Location": {"description": "Where what was made is.", "schema": {"type": "string", "format": "uri-reference"}}
-}
-
-
-def example(value: dict[str, Any]) -> ConfigDict:
-    """A model's configuration with an example of it for the API description."""
-    return ConfigDict(json_schema_extra={"examples": [value]})
-
-
-def timestamp(moment: datetime) -> str:
-    """The moment as the API shows it: RFC 3339, UTC, whole seconds, `Z`."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def bigint(text: str) -> int | None:
-    """A path's id: a positive integer in canonical form, or None."""
-    if not (text.isascii() and text.isdigit()) or text[0] == "0":
-        return None
-    return int(text) if len(text) < 20 and int(text) <= _BIGINT else None
 
 
 def create_app(name: str, identity_keys: Path | None) -> FastAPI:
@@ -345,6 +184,25 @@ def _capped(receive: Receive) -> Callable[[], Awaitable[Message]]:
         return message
 
     return capped
+
+
+async def serve(
+    name: str,
+    settings: ServiceSettings,
+    router: APIRouter,
+    context: object,
+    *parts: Part,
+    checks: Mapping[str, Callable[[], Check]] | None = None,
+) -> None:
+    """The role `api` of a service: serves its routes, and runs `parts` beside them, until the process is told to stop.
+
+    Routes find `context` by `shared.api.context`; readiness is told by `checks`.
+    """
+    app = create_app(name, settings.identity_public_keys)
+    app.include_router(router)
+    app.state.context = context
+    async with internal_server(settings.internal_host, settings.internal_port, checks or {}):
+        await until_signalled(http_server(app, settings.host, settings.port), *parts)
 
 
 def http_server(app: ASGIApp, host: str, port: int) -> Part:

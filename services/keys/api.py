@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import httpx2
 import structlog
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Response
 from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
@@ -17,24 +17,26 @@ from services.keys import domain, store
 from services.keys.domain import Key, NewSecret, Wanted
 from services.keys.propagation import HEADER, Propagation
 from services.keys.settings import Settings
-from shared.errors import NotFound, Problem, Unavailable
-from shared.events.keys import Limits
-from shared.events.requests import Decision
-from shared.eventstore import Handled, Meta, NewEvent, handle, reserve_id
-from shared.http import (
+from shared.api import (
     LOCATION,
     ONE_LINE,
     Body,
     Caller,
-    Identity,
+    OwnerParam,
     Paged,
     PathId,
     Text,
     Timestamp,
-    bigint,
+    context,
     example,
+    number,
     timestamp,
 )
+from shared.errors import NotFound, Problem, Unavailable
+from shared.events.keys import Limits
+from shared.events.requests import Decision
+from shared.eventstore import Handled, Meta, NewEvent, handle, reserve_id
+from shared.identity import Identity
 from shared.ids import new_secret
 from shared.partitions import partition_for
 from shared.postgres import Connection, Pool, transaction
@@ -53,18 +55,11 @@ class Context:
     usage: httpx2.AsyncClient
 
 
-async def _context(request: Request) -> Context:
-    context: Context = request.app.state.context
-    return context
-
-
-Ctx = Annotated[Context, Depends(_context)]
+Ctx = Annotated[Context, Depends(context)]
 
 
 async def _key_id(api_key_id: PathId) -> int:
-    if (number := bigint(api_key_id)) is None:
-        raise NotFound("No such API key.")
-    return number
+    return number(api_key_id, "No such API key.")
 
 
 KeyId = Annotated[int, Depends(_key_id)]
@@ -237,9 +232,6 @@ class Message(BaseModel):
     message: str
 
 
-OwnerParam = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
-
-
 @router.post("", status_code=201, responses={201: {"headers": LOCATION | _PROPAGATION}, 404: {}})
 async def create_key(
     body: CreateApiKey, caller: Caller, ctx: Ctx, response: Response, owner: OwnerParam = None
@@ -266,7 +258,7 @@ async def create_key(
 
     async with transaction(ctx.pool) as connection:
         key_id = await reserve_id(connection, "key_ids")
-    done = await handle(ctx.pool, store.KEYS, f"key-{key_id}", decide, _meta(caller))
+    done = await handle(ctx.pool, store.KEYS, f"key-{key_id}", decide, Meta.of(caller.actor))
     await _confirm(ctx, response, done, key_id)
     response.headers["Location"] = f"{router.prefix}/{key_id}"
     response.headers["Cache-Control"] = "no-store"
@@ -319,7 +311,7 @@ async def update_key(key_id: KeyId, body: UpdateApiKey, caller: Caller, ctx: Ctx
     async def decide(_: Connection, key: Key | None) -> Sequence[NewEvent]:
         return [NewEvent(event) for event in domain.update(_own(key, caller), fields)]
 
-    done = await handle(ctx.pool, store.KEYS, f"key-{key_id}", decide, _meta(caller))
+    done = await handle(ctx.pool, store.KEYS, f"key-{key_id}", decide, Meta.of(caller.actor))
     await _confirm(ctx, response, done, key_id)
     found = await _visible(ctx, caller, key_id)
     return _out(done.state, found.usage_count, found.last_used)
@@ -332,7 +324,7 @@ async def delete_key(key_id: KeyId, caller: Caller, ctx: Ctx, response: Response
     async def decide(_: Connection, key: Key | None) -> Sequence[NewEvent]:
         return [NewEvent(event) for event in domain.delete(_own(key, caller))]
 
-    done = await handle(ctx.pool, store.KEYS, f"key-{key_id}", decide, _meta(caller))
+    done = await handle(ctx.pool, store.KEYS, f"key-{key_id}", decide, Meta.of(caller.actor))
     await _confirm(ctx, response, done, key_id)
     return Message(message="API key deleted successfully")
 
@@ -350,11 +342,6 @@ def _own(key: Key | None, caller: Identity) -> Key:
     if key.owner_id != caller.owner_id and not caller.admin:
         raise NotFound("No such API key.")
     return key
-
-
-def _meta(caller: Identity) -> Meta:
-    request_id = structlog.contextvars.get_contextvars().get("request_id")
-    return Meta(actor=caller.actor, request_id=request_id)
 
 
 async def _confirm(ctx: Context, response: Response, done: Handled[Key], key_id: int) -> None:

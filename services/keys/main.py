@@ -38,18 +38,15 @@ async def _api(settings: Settings) -> None:
 
     from services.keys import api
     from services.keys.propagation import Propagation
-    from shared.http import create_app, http_server
+    from shared.http import serve
 
     propagation = Propagation(settings.kafka)
     async with (
         open_pool(settings.database) as pool,
         httpx2.AsyncClient(base_url=settings.usage_url, timeout=3.0) as usage,
     ):
-        app = create_app("keys", settings.identity_public_keys)
-        app.include_router(api.router)
-        app.state.context = api.Context(settings, pool, propagation, usage)
-        async with internal_server(settings.internal_host, settings.internal_port, propagation.checks()):
-            await until_signalled(http_server(app, settings.host, settings.port), propagation.run)
+        context = api.Context(settings, pool, propagation, usage)
+        await serve("keys", settings, api.router, context, propagation.run, checks=propagation.checks())
 
 
 async def _worker(settings: Settings) -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
 from services.stats import store
 from services.stats.domain import Ticket, avg_response_time, success_rate
-from shared.http import Caller, Timestamp, example, timestamp
+from shared.api import Caller, OwnerParam, Timestamp, context, example, timestamp
 from shared.postgres import Pool, transaction
 
 router = APIRouter(prefix="/api/v1/dashboard", tags=["Dashboard"])
@@ -26,12 +26,7 @@ class Context:
     pool: Pool
 
 
-async def _context(request: Request) -> Context:
-    context: Context = request.app.state.context
-    return context
-
-
-Ctx = Annotated[Context, Depends(_context)]
+Ctx = Annotated[Context, Depends(context)]
 
 
 class ApiUsage(BaseModel):
@@ -95,9 +90,7 @@ class DashboardStats(BaseModel):
 
 
 @router.get("/stats")
-async def get_dashboard_stats(
-    caller: Caller, ctx: Ctx, owner: Annotated[int | None, Query(ge=1, le=2**63 - 1)] = None
-) -> DashboardStats:
+async def get_dashboard_stats(caller: Caller, ctx: Ctx, owner: OwnerParam = None) -> DashboardStats:
     """The caller's figures over all time, or for `admin` another owner's."""
     owner_id, now = caller.owner(owner), datetime.now(UTC)
     async with transaction(ctx.pool) as connection:

@@ -24,14 +24,10 @@ async def _migrate(settings: Settings) -> None:
 
 async def _api(settings: Settings) -> None:
     from services.stats import api
-    from shared.http import create_app, http_server
+    from shared.http import serve
 
     async with open_pool(settings.database) as pool:
-        app = create_app("stats", settings.identity_public_keys)
-        app.include_router(api.router)
-        app.state.context = api.Context(pool)
-        async with internal_server(settings.internal_host, settings.internal_port, {}):
-            await until_signalled(http_server(app, settings.host, settings.port))
+        await serve("stats", settings, api.router, api.Context(pool))
 
 
 async def _worker(settings: Settings) -> None:

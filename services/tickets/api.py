@@ -7,30 +7,30 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
 
-import structlog
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, StringConstraints, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from services.tickets import domain, store
 from services.tickets.domain import Reply, Ticket, TicketStatus
-from shared.errors import NotFound
-from shared.events import EventData
-from shared.eventstore import Meta, NewEvent, handle, reserve_id
-from shared.http import (
+from shared.api import (
     LOCATION,
     ONE_LINE,
     Body,
     Caller,
-    Identity,
+    OwnerParam,
     Paged,
     PathId,
     Text,
     Timestamp,
-    bigint,
+    context,
     example,
+    number,
     timestamp,
 )
+from shared.events import EventData
+from shared.eventstore import Meta, NewEvent, handle, reserve_id
+from shared.identity import Identity
 from shared.postgres import Connection, Pool, transaction
 
 router = APIRouter(prefix="/api/v1/tickets", tags=["Tickets"])
@@ -43,18 +43,11 @@ class Context:
     pool: Pool
 
 
-async def _context(request: Request) -> Context:
-    context: Context = request.app.state.context
-    return context
-
-
-Ctx = Annotated[Context, Depends(_context)]
+Ctx = Annotated[Context, Depends(context)]
 
 
 async def _ticket_id(ticket_id: PathId) -> int:
-    if (number := bigint(ticket_id)) is None:
-        raise NotFound("No such ticket.")
-    return number
+    return number(ticket_id, "No such ticket.")
 
 
 TicketId = Annotated[int, Depends(_ticket_id)]
@@ -138,9 +131,6 @@ class TicketList(BaseModel):
     size: int
 
 
-OwnerParam = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
-
-
 @router.post("", status_code=201, responses={201: {"headers": LOCATION}})
 async def open_ticket(
     body: OpenTicket, caller: Caller, ctx: Ctx, response: Response, owner: OwnerParam = None
@@ -153,7 +143,7 @@ async def open_ticket(
     async def decide(_: Connection, _none: Ticket | None) -> Sequence[NewEvent]:
         return [NewEvent(domain.open_ticket(ticket_id, owner_id, body.subject, body.body, now=datetime.now(UTC)))]
 
-    done = await handle(ctx.pool, store.TICKETS, f"ticket-{ticket_id}", decide, _meta(caller))
+    done = await handle(ctx.pool, store.TICKETS, f"ticket-{ticket_id}", decide, Meta.of(caller.actor))
     response.headers["Location"] = f"{router.prefix}/{ticket_id}"
     return _out(done.state)
 
@@ -217,16 +207,11 @@ async def _change(
     async def decide(_: Connection, ticket: Ticket | None) -> Sequence[NewEvent]:
         return [NewEvent(event) for event in command(_own(ticket, caller))]
 
-    return (await handle(ctx.pool, store.TICKETS, f"ticket-{ticket_id}", decide, _meta(caller))).state
+    return (await handle(ctx.pool, store.TICKETS, f"ticket-{ticket_id}", decide, Meta.of(caller.actor))).state
 
 
 def _own(ticket: Ticket | None, caller: Identity) -> Ticket:
     return domain.visible(ticket, caller.owner_id, admin=caller.admin)
-
-
-def _meta(caller: Identity) -> Meta:
-    request_id = structlog.contextvars.get_contextvars().get("request_id")
-    return Meta(actor=caller.actor, request_id=request_id)
 
 
 def _out(ticket: Ticket) -> TicketSummary:

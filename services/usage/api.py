@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel
 
 from services.usage import store
-from shared.errors import NotFound
-from shared.http import Caller, Identity, Page, bigint, timestamp
+from shared.api import Caller, Page, context, number, timestamp
+from shared.identity import Identity
 from shared.postgres import Connection, Pool, transaction
 
 router = APIRouter()
@@ -23,18 +23,11 @@ class Context:
     pool: Pool
 
 
-async def _context(request: Request) -> Context:
-    context: Context = request.app.state.context
-    return context
-
-
-Ctx = Annotated[Context, Depends(_context)]
+Ctx = Annotated[Context, Depends(context)]
 
 
 async def _key_id(key_id: str) -> int:
-    if (number := bigint(key_id)) is None:
-        raise NotFound("No such API key.")
-    return number
+    return number(key_id, "No such API key.")
 
 
 async def _page(page: Annotated[int, Query(ge=1)] = 1, size: Annotated[int, Query(ge=1, le=1000)] = 10) -> Page:

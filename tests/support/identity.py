@@ -10,7 +10,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from shared.http import AUDIENCE, ISSUER
+from shared.identity import AUDIENCE, ISSUER
 
 
 class Signer:

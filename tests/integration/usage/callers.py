@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fastapi import APIRouter
 
-from shared.http import AUDIENCE, ISSUER, create_app
+from shared.http import create_app
+from shared.identity import AUDIENCE, ISSUER
 
 
 @dataclass

@@ -1,0 +1,119 @@
+"""What the `api.py` of every service is made of: the caller, its context, ids, pages, texts and times."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import Depends, Header, Query, Request
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, WithJsonSchema
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from shared.errors import NotFound
+from shared.identity import Identity, verify
+
+_BIGINT = 2**63 - 1
+
+
+async def context(request: Request) -> Any:
+    """What the composition root gave to `shared.http.serve`: for a service's `Ctx`."""
+    return request.app.state.context
+
+
+async def _identity(
+    request: Request, keyledger_identity: Annotated[str, Header(include_in_schema=False)] = ""
+) -> Identity:
+    return verify(keyledger_identity, request.app.state.identity_keys)
+
+
+Caller = Annotated[Identity, Depends(_identity)]
+
+
+OwnerParam = Annotated[int | None, Query(ge=1, le=_BIGINT)]
+"""The owner to act for: others than one's own only for `admin`."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of a list: `page` from 1, `size` rows."""
+
+    page: int
+    size: int
+
+    @property
+    def offset(self) -> int:
+        """Rows before this page, within what the database can count."""
+        return min((self.page - 1) * self.size, _BIGINT)
+
+
+async def _page(page: Annotated[int, Query(ge=1)] = 1, size: Annotated[int, Query(ge=1, le=100)] = 10) -> Page:
+    return Page(page, size)
+
+
+Paged = Annotated[Page, Depends(_page)]
+
+
+class Body(BaseModel):
+    """Base of request bodies: a field that nobody knows is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _storable(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("must not contain NUL")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be valid Unicode") from None
+    return value
+
+
+def _on_one_line(value: str) -> str:
+    if any(ord(char) < 32 or 127 <= ord(char) < 160 for char in value):
+        raise ValueError("must not contain control characters")
+    return _storable(value)
+
+
+@dataclass(frozen=True)
+class _Told(AfterValidator):
+    """A rule of ours that the API description tells by a pattern."""
+
+    pattern: str
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(schema) | {"pattern": self.pattern}
+
+
+Text = Annotated[str, _Told(_storable, r"^[^\u0000]*$")]
+# Stands after the constraints of a field: pydantic trims first only where nothing comes before.
+ONE_LINE = _Told(
+    _on_one_line, r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$"
+)
+
+
+# What the API description says of values that the code holds as text.
+PathId = Annotated[str, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": _BIGINT})]
+Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+LOCATION: dict[str, Any] = {
+    "Location": {"description": "Where what was made is.", "schema": {"type": "string", "format": "uri-reference"}}
+}
+
+
+def example(value: dict[str, Any]) -> ConfigDict:
+    """A model's configuration with an example of it for the API description."""
+    return ConfigDict(json_schema_extra={"examples": [value]})
+
+
+def timestamp(moment: datetime) -> str:
+    """The moment as the API shows it: RFC 3339, UTC, whole seconds, `Z`."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def number(text: str, missing: str) -> int:
+    """A path's id: a positive integer in canonical form. `NotFound`, in the words of `missing`, when it is none."""
+    if text.isascii() and text.isdigit() and text[0] != "0" and len(text) < 20 and int(text) <= _BIGINT:
+        return int(text)
+    raise NotFound(missing)
