@@ -209,8 +209,10 @@ def test_an_upstream_believes_nobody_else(behind: tuple[World, str]) -> None:
         content = {name: value for name, value in (good | claims).items() if value is not None}
         return jwt.encode(content, key, algorithm=algorithm, headers=head or {"kid": kid})
 
+    http = httpx2.Client(base_url=address)
+
     def status(*tokens: str) -> int:
-        return httpx2.get(address, headers=[("Keyledger-Identity", each) for each in tokens]).status_code
+        return http.get("/", headers=[("Keyledger-Identity", each) for each in tokens]).status_code
 
     genuine = token()
     head, body, signature = genuine.split(".")
@@ -243,6 +245,7 @@ def test_an_upstream_believes_nobody_else(behind: tuple[World, str]) -> None:
     took = time.monotonic() - started
     assert world.metric("keyledger_edge_unmetered_total", reason="public") - asked <= took + 1
     assert status(genuine) == 200
+    http.close()
 
 
 def test_an_upstream_learns_a_new_key(behind: tuple[World, str]) -> None:
