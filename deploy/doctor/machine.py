@@ -14,11 +14,11 @@ from pathlib import Path
 
 from deploy.doctor import Finding, error, ok, warning
 from deploy.local import account, jars, kafka, platform, ports, postgres
-from deploy.local.directory import Directory
+from deploy.local.directory import LEAST_FREE, Directory
 from deploy.local.errors import StackError
 
 _MB = 1024 * 1024
-_DISK_LEAST, _DISK_ROOM = 500 * _MB, 5000 * _MB
+_DISK_ROOM = 5000 * _MB
 _MEMORY_LEAST, _MEMORY_ROOM = 1000 * _MB, 1500 * _MB
 """All processes together hold about 1000 MB."""
 
@@ -90,7 +90,7 @@ def disk(place: Path) -> Finding:
     what = f"{free // _MB} MB free at {place}"
     if not os.access(place, os.W_OK):
         return error("disk", f"{place} can't be written", "choose another directory with --dir")
-    if free < _DISK_LEAST or (usage.f_files and not usage.f_favail):
+    if free < LEAST_FREE or (usage.f_files and not usage.f_favail):
         return error("disk", f"{what}: too little to start", "make room, or choose another disk with --dir")
     if free < _DISK_ROOM:
         return warning("disk", f"{what}: request events are kept for 7 days, about 1 GB for 2 million requests")

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from deploy.local.errors import StackError
 
+LEAST_FREE = 500 * 1024 * 1024
+"""Bytes on the disk below which a stack is not started: its servers take 100 MB at once, and must not stop in the middle."""
+
 _LOCK_SECONDS = 0.5
 """A look at the lock holds it for a moment, so who wants to keep it tries again for this long."""
 
@@ -39,10 +42,16 @@ class Directory:
             for path in (self.root, self.logs, self.secrets, self.edge):
                 path.mkdir(parents=True, exist_ok=True)
             self.secrets.chmod(0o700)
+            free = shutil.disk_usage(self.root).free
         except OSError as error:
             raise StackError(
                 f"Can't make {self.root}: {error.strerror}. Choose another directory with --dir."
             ) from error
+        if free < LEAST_FREE:
+            raise StackError(
+                f"Only {free // 1024**2} MB are free on the disk of {self.root}, and a stack needs "
+                f"{LEAST_FREE // 1024**2} to start. Make room, or choose another disk with --dir."
+            )
 
     def log(self, name: str) -> Path:
         """The log file of the process with this name."""

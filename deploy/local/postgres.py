@@ -82,10 +82,16 @@ class Postgres:
         fresh.rename(self._data)
 
     async def create_databases(self, passwords: Mapping[str, str]) -> None:
-        """One role and one database for each name, the role owning it and nobody else let in. Changes nothing that is there."""
-        async with await psycopg.AsyncConnection.connect(self.dsn(), autocommit=True) as connection:
-            for name, password in passwords.items():
-                await _create_database(connection, name, password)
+        """One role and one database for each name, the role owning it and nobody else let in. Changes nothing that is there.
+
+        Raises StackError when PostgreSQL refuses.
+        """
+        try:
+            async with await psycopg.AsyncConnection.connect(self.dsn(), autocommit=True) as connection:
+                for name, password in passwords.items():
+                    await _create_database(connection, name, password)
+        except psycopg.Error as error:
+            raise StackError(f"PostgreSQL could not make the databases: {str(error).strip()}") from error
 
     def _account(self) -> Account:
         return unprivileged(self._data, self._binaries)
