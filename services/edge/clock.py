@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 SECOND = 1_000_000_000
 MILLISECOND = 1_000_000
+MICROSECOND = 1_000
 
 
-def boot_ns() -> int:
-    """Nanoseconds since the machine started, sleep included (CLOCK_BOOTTIME)."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-
-
-def wall_ns() -> int:
-    """Nanoseconds since 1970, as the machine has it now."""
-    return time.time_ns()
+boot_ns = partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
+"""Nanoseconds since the machine started, sleep included (CLOCK_BOOTTIME)."""
+wall_ns = time.time_ns
+"""Nanoseconds since 1970, as the machine has it now."""

@@ -32,6 +32,10 @@ class _State(Enum):
     CLOSING = "closing"
 
 
+# A global is looked up faster than an enumeration's member.
+_HEAD, _EXCHANGE, _UNWANTED, _CLOSING = _State
+
+
 class Home(Protocol):
     """What all connections of a serving process share."""
 
@@ -56,7 +60,7 @@ class ClientConnection(asyncio.Protocol):
         self._edge = clients.edge
         self._transport: asyncio.Transport | None = None
         self._address: str | None = None
-        self._state = _State.HEAD
+        self._state = _HEAD
         self._buffer = b""
         self._request: RequestHead | None = None
         self._reader: BodyReader | None = None
@@ -106,11 +110,11 @@ class ClientConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """asyncio: the client has caught up."""
         self._full = False
-        if self._state is _State.HEAD:
+        if self._state is _HEAD:
             self._go_on()
         else:
             self._regulate()
-        if self._state is _State.EXCHANGE:
+        if self._state is _EXCHANGE:
             self._deadline_ns = NEVER if self._reader is None else self._in(self._edge.settings.body_idle_seconds)
         if self._exchange is not None:
             self._exchange.client_full(full=False)
@@ -153,14 +157,14 @@ class ClientConnection(asyncio.Protocol):
         if not keep:
             self._close()
         elif self._reader is not None:
-            self._state = _State.UNWANTED
+            self._state = _UNWANTED
             self._regulate()
         else:
             self._next()
 
     def abort(self) -> None:
         """Drops the connection."""
-        self._state = _State.CLOSING
+        self._state = _CLOSING
         if self._transport is not None:
             self._transport.abort()
 
@@ -178,7 +182,7 @@ class ClientConnection(asyncio.Protocol):
 
     def drain(self) -> None:
         """Ends the connection unless a request is under way."""
-        if self._state in {_State.HEAD, _State.UNWANTED} and not self._buffer:
+        if self._state in {_HEAD, _UNWANTED} and not self._buffer:
             self._close()
 
     def _expire(self) -> None:
@@ -186,9 +190,9 @@ class ClientConnection(asyncio.Protocol):
         if exchange is not None and exchange.waiting:
             exchange.client_failed(answers.REQUEST_TIMEOUT)
             self._deadline_ns = self._in(self._edge.settings.body_idle_seconds)
-        elif self._state is _State.HEAD and self._buffer:
+        elif self._state is _HEAD and self._buffer:
             self._refuse(answers.REQUEST_TIMEOUT, "timeout")
-        elif self._state is _State.HEAD:
+        elif self._state is _HEAD:
             self._close()
         else:
             self.abort()
@@ -196,9 +200,9 @@ class ClientConnection(asyncio.Protocol):
     # Reading
 
     def _received(self, data: bytes) -> None:
-        if self._state is _State.HEAD:
+        if self._state is _HEAD:
             self._head(data)
-        elif self._state is _State.CLOSING:
+        elif self._state is _CLOSING:
             return
         elif self._reader is not None:
             self._body(self._reader, data)
@@ -226,7 +230,7 @@ class ClientConnection(asyncio.Protocol):
         self._begin(request, passage, data[end + 4 :])
 
     def _begin(self, request: RequestHead, passage: Passage, rest: bytes) -> None:
-        self._state = _State.EXCHANGE
+        self._state = _EXCHANGE
         self._request = request
         exchange = self._exchange = Exchange(self._edge, self, request, passage)
         if request.framing.empty:
@@ -274,7 +278,7 @@ class ClientConnection(asyncio.Protocol):
         self._regulate()
 
     def _next(self) -> None:
-        self._state = _State.HEAD
+        self._state = _HEAD
         self._request = None
         self._waits = False
         if self._clients.draining:
@@ -295,14 +299,14 @@ class ClientConnection(asyncio.Protocol):
             self._regulate()
 
     def _resume(self) -> None:
-        if self._state is _State.HEAD and self._transport is not None and self._buffer and not self._full:
+        if self._state is _HEAD and self._transport is not None and self._buffer and not self._full:
             data, self._buffer = self._buffer, b""
             self._regulate()
             self.data_received(data)
 
     def _regulate(self) -> None:
-        busy = self._state is _State.EXCHANGE and (self._held or self._waits)
-        pause = busy or (self._full and self._state in {_State.HEAD, _State.UNWANTED})
+        busy = self._state is _EXCHANGE and (self._held or self._waits)
+        pause = busy or (self._full and self._state in {_HEAD, _UNWANTED})
         if self._transport is None or pause is self._paused or self._transport.is_closing():
             return
         self._paused = pause
@@ -324,13 +328,13 @@ class ClientConnection(asyncio.Protocol):
         if self._reader is not None or self._buffer:
             self._linger()
         elif self._transport is not None:
-            self._state = _State.CLOSING
+            self._state = _CLOSING
             self._deadline_ns = self._in(self._edge.settings.body_idle_seconds)
             self._transport.close()
 
     def _linger(self) -> None:
         """Ends our side only: closing with bytes unread would make the kernel take our answer back (RFC 9112, 9.6)."""
-        self._state = _State.CLOSING
+        self._state = _CLOSING
         self._buffer = b""
         self._regulate()
         self._deadline_ns = boot_ns() + _LINGER_NS

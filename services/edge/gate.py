@@ -26,6 +26,7 @@ _ENDPOINT_MAX = 512
 _REFUSALS_PER_SECOND = 20
 _STATUS_NS = MILLISECOND
 _CORRELATION = re.compile(rb"[\x21-\x7e]{1,128}")
+_ALLOWED = Outcome.allowed
 _REFUSED = frozenset({401, 403, 429})
 
 
@@ -93,7 +94,7 @@ class Gate:
 
     def new_id(self) -> str:
         """A fresh request id: 32 hex digits."""
-        return f"{self._random.getrandbits(128):032x}"
+        return self._random.getrandbits(128).to_bytes(16, "big").hex()
 
     def judge(self, request: RequestHead, address: str | None, boot_ns: int, wall_ns: int) -> Passage:
         """What becomes of a request; raises BadMessage when its target can't be trusted to mean one path."""
@@ -159,7 +160,7 @@ class Gate:
             permission=permission,
             stale=age_ns > self._stale_ns,
         )
-        if outcome is Outcome.allowed and passage.key is not None:
+        if outcome is _ALLOWED and passage.key is not None:
             return self._admit(passage, passage.key)
         return self._refuse(passage, outcome)
 
@@ -173,7 +174,7 @@ class Gate:
         verdict = passage.verdict = self._limiter.admit(key.id, key.limits, passage.admitted_ns)
         if not verdict.allowed:
             return self._refuse(passage, Outcome.rate_limited)
-        passage.outcome = Outcome.allowed
+        passage.outcome = _ALLOWED
         passage.metered = True
         route = passage.route
         if route is None:

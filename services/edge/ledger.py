@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from services.edge.clock import MILLISECOND, SECOND, boot_ns
+from services.edge.clock import MICROSECOND, MILLISECOND, SECOND, boot_ns
 from services.edge.gate import Passage
 from services.edge.metrics import Metrics
 from services.edge.requestlog import LogFailed, Note, Record, RequestLog
@@ -82,7 +82,7 @@ class Ledger:
         if key is None or outcome is None:
             raise AssertionError("a request without a key has no record")
         route, decision = passage.route_name, outcome.value
-        seconds = (now_ns - passage.admitted_ns) / SECOND
+        seconds = (now_ns - passage.admitted_ns) // MICROSECOND / (SECOND // MICROSECOND)
         self._metrics.answered(route, status, decision, seconds)
         return Record(
             admitted_ns=passage.admitted_ns,
@@ -94,7 +94,7 @@ class Ledger:
             route=route,
             method=passage.method,
             status_code=status,
-            response_time=round(seconds, 6),
+            response_time=seconds,
             decision=decision,
             via="proxy",
             request_id=passage.request_id,
@@ -113,7 +113,7 @@ class Ledger:
         pending, notes = self._pending, self._notes
         self._pending = []
         self._notes = []
-        unwritten = self._write([*notes, *(record for record, _ in pending)])
+        unwritten = self._write([*notes, *[record for record, _ in pending]])
         if unwritten:
             # An answer that is not given has no record; what nobody waits for goes into the next log.
             answered = {id(record) for record, release in pending if release is not None}

@@ -179,7 +179,8 @@ class Exchange:
         if self._continue:
             self._continue = False
             self._client.write(answers.CONTINUE)
-        self._hold(hold=False)
+        if self._held:
+            self._hold(hold=False)
         if self.request_done:
             self._await_response()
         else:

@@ -180,7 +180,8 @@ class UpstreamConnection(asyncio.Protocol):
     def _head(self, data: bytes) -> bytes:
         """Takes the head at the beginning of `data`, if all of it is there, and returns what follows."""
         start = len(self._buffer)
-        data = self._buffer + data if self._buffer else data
+        if start:
+            data = self._buffer + data
         end = data.find(HEAD_END, max(0, start - 3))
         if end > RESPONSE_HEAD_MAX or (end < 0 and len(data) > RESPONSE_HEAD_MAX):
             raise BadMessage("The response head is too large")
