@@ -295,7 +295,7 @@ class ClientConnection(asyncio.Protocol):
         if self._buffer:
             # Not from here: a thousand requests in a row would be a thousand calls deep.
             asyncio.get_running_loop().call_soon(self._resume)
-        else:
+        elif self._paused:
             self._regulate()
 
     def _resume(self) -> None:

@@ -139,7 +139,7 @@ def parse_request(head: bytes) -> RequestHead:
         keys=known[KEY] or [],
         request_ids=known[REQUEST_ID] or [],
         expects_continue=minor == 1 and _expectation(known[EXPECT]),
-        upgrade=b",".join(known[UPGRADE] or ()).lower(),
+        upgrade=b",".join(known[UPGRADE]).lower() if known[UPGRADE] else b"",
     )
 
 

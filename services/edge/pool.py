@@ -49,7 +49,7 @@ class Upstream:
         """Takes a connection back whose exchange is complete."""
         if not connection.usable:
             return
-        caller = self._next()
+        caller = self._next() if self._waiting else None
         if caller is not None:
             connection.reused = True
             connection.use(caller)

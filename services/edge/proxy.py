@@ -115,7 +115,7 @@ class Exchange:
             self._answer(passage.answer)
         elif route is None:
             self._answer(answers.NOT_FOUND)
-        elif self._too_large(route):
+        elif not self._request.framing.empty and self._too_large(route):
             self._answer(answers.TOO_LARGE)
         elif b"websocket" in self._request.upgrade:
             self._answer(answers.NO_UPGRADE)
@@ -169,6 +169,18 @@ class Exchange:
     def upstream_ready(self, connection: UpstreamConnection) -> None:
         """A connection is there: the head goes out, and what has come of the body."""
         self._connection = connection
+        if self._request.framing.empty:
+            connection.write(self._fields)
+        else:
+            self._send_with_body(connection)
+        if self._held:
+            self._hold(hold=False)
+        if self.request_done:
+            self._await_response()
+        else:
+            self.deadline_ns = NEVER
+
+    def _send_with_body(self, connection: UpstreamConnection) -> None:
         framed = self._request.framing.chunked
         ahead = [chunk(data) for data in self._ahead] if framed else self._ahead
         if framed and self.request_done:
@@ -179,12 +191,6 @@ class Exchange:
         if self._continue:
             self._continue = False
             self._client.write(answers.CONTINUE)
-        if self._held:
-            self._hold(hold=False)
-        if self.request_done:
-            self._await_response()
-        else:
-            self.deadline_ns = NEVER
 
     def upstream_failed(self, failure: Failure, reason: str) -> None:
         """No connection, or no response that can be read."""

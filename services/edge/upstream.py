@@ -234,7 +234,8 @@ class UpstreamConnection(asyncio.Protocol):
         """Frees the connection for others, if it can serve them."""
         self.caller = None
         if keep and caller.request_done:
-            self.hold(hold=False)
+            if self._held:
+                self.hold(hold=False)
             self._home.release(self)
         else:
             self.abort()
