@@ -33,7 +33,10 @@ class _State(Enum):
 
 
 # A global is looked up faster than an enumeration's member.
-_HEAD, _EXCHANGE, _UNWANTED, _CLOSING = _State
+_HEAD = _State.HEAD
+_EXCHANGE = _State.EXCHANGE
+_UNWANTED = _State.UNWANTED
+_CLOSING = _State.CLOSING
 
 
 class Home(Protocol):

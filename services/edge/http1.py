@@ -128,6 +128,7 @@ def parse_request(head: bytes) -> RequestHead:
     if minor == 0 and known[ENCODING]:
         raise BadMessage("HTTP/1.0 knows no Transfer-Encoding")
     close, named = _connection(known[CONNECTION])
+    upgrade = known[UPGRADE]
     return RequestHead(
         method=name,
         target=target,
@@ -139,7 +140,7 @@ def parse_request(head: bytes) -> RequestHead:
         keys=known[KEY] or [],
         request_ids=known[REQUEST_ID] or [],
         expects_continue=minor == 1 and _expectation(known[EXPECT]),
-        upgrade=b",".join(known[UPGRADE]).lower() if known[UPGRADE] else b"",
+        upgrade=b",".join(upgrade).lower() if upgrade else b"",
     )
 
 
