@@ -186,7 +186,8 @@ class Exchange:
         if framed and self.request_done:
             ahead.append(LAST_CHUNK)
         self._body_sent = bool(ahead)
-        self._ahead = []
+        if not self.request_done:
+            self._ahead = []
         connection.write(b"".join((self._fields, *ahead)))
         if self._continue:
             self._continue = False
@@ -207,7 +208,7 @@ class Exchange:
         connection, self._connection = self._connection, None
         if self._responded:
             self._cut()
-        elif connection is not None and connection.reused and self._may_retry():
+        elif connection is not None and connection.reused and self._may_retry(connection):
             self._retried = True
             self._edge.upstream(self.passage.route.upstream).acquire(self, fresh=True)  # type: ignore[union-attr]
         else:
@@ -259,9 +260,12 @@ class Exchange:
         if not self._responded and route is not None:
             self.deadline_ns = boot_ns() + int(route.timeout * SECOND)
 
-    def _may_retry(self) -> bool:
+    def _may_retry(self, connection: UpstreamConnection) -> bool:
         if self._retried:
             return False
+        if not connection.sent:
+            # The connection ended before its turn to be written to came: all there is to send must still be here.
+            return sum(map(len, self._ahead)) == self._received
         if self._request.framing.empty:
             return self.method in _IDEMPOTENT
         return not self._body_sent

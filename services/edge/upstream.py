@@ -78,11 +78,12 @@ class Home(Protocol):
 
 
 class UpstreamConnection(asyncio.Protocol):
-    """One connection to an upstream."""
+    """One connection to an upstream. `sent`: its caller's request may have reached the upstream, or some of it."""
 
     def __init__(self, home: Home) -> None:
         self.caller: Caller | None = None
         self.reused = False
+        self.sent = False
         self.idle_until_ns = 0
         self._home = home
         self._transport: asyncio.Transport | None = None
@@ -100,6 +101,7 @@ class UpstreamConnection(asyncio.Protocol):
     def use(self, caller: Caller) -> None:
         """Gives the connection to `caller`."""
         self.caller = caller
+        self.sent = False
         self._interim = 0
         caller.upstream_ready(self)
 
@@ -108,9 +110,10 @@ class UpstreamConnection(asyncio.Protocol):
         self._home.send(self, data)
 
     def put(self, data: bytes) -> None:
-        """Sends bytes now."""
-        if self._transport is not None:
-            self._transport.write(data)
+        """Sends bytes now; not on a connection that by now is known to have ended."""
+        if self.usable:
+            self.sent = True
+            cast(asyncio.Transport, self._transport).write(data)
 
     def hold(self, *, hold: bool) -> None:
         """Stops reading the response, or goes on."""

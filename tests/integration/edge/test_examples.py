@@ -125,7 +125,8 @@ def test_a_client_repeats_what_may_be_repeated_and_nothing_else(world: World, up
     assert caller.request("GET", "/nowhere").status == 404
     assert client(world, "kl_live_nonsense", waits.append).request("GET", "/echo/x").status == 401
     upstream.behaviours["/echo/away"] = then_close(
-        b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 23\r\n\r\n" + b'{"code": "unavailable"}'
+        b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 23\r\n\r\n"
+        + b'{"code": "unavailable"}'
     )
     assert caller.request("POST", "/echo/away", {}).status == 503
     assert waits == [], "it may have been done"
