@@ -426,3 +426,33 @@ def test_strict_mode_refuses_all_after_a_while(make: Make) -> None:
     within(3, lambda: world.get("/echo/x", key).status == 503)
     world.beat()
     assert world.get("/echo/x", key).status == 200
+
+
+def test_a_request_whose_connection_ends_before_it_is_sent_goes_by_another(
+    world: World, upstream: Upstream, key: str
+) -> None:
+    kept: list[asyncio.StreamWriter] = []
+
+    async def keep(seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await plain(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")(seen, reader, writer)
+        kept.append(writer)
+
+    def pass_by() -> None:
+        passed = threading.Event()
+        upstream.call(passed.set)
+        assert passed.wait(10)
+
+    upstream.behaviours["/echo/keep"] = keep
+    with world.raw() as client:
+        client.send(request("/echo/keep", key))
+        assert client.response().status == 200
+        # Both in one turn of the edge's event loop: first the request, which takes the idle connection, then its end.
+        world.signal(signal.SIGSTOP)
+        client.send(request("/echo/unsent", key, "POST", b"abc"))
+        upstream.call(kept[0].close)
+        pass_by()
+        pass_by()
+        world.signal(signal.SIGCONT)
+        assert client.response("POST").status == 200
+    (seen,) = upstream.of("/echo/unsent")
+    assert seen.body == b"abc"
