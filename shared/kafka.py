@@ -29,7 +29,7 @@ from aiokafka.structs import ConsumerRecord
 from aiokafka.structs import TopicPartition as Partition
 
 from shared.events.topics import Topic
-from shared.settings import Base
+from shared.settings import Base, PartitionsChanged
 
 __all__ = ["Batch", "Fenced", "KafkaUnavailable", "Message", "Partition", "Producer", "Reader", "Record"]
 
@@ -72,7 +72,7 @@ async def _guarded(what: str, deadline: float = _DEADLINE) -> AsyncIterator[None
 
 
 async def ensure_topics(settings: Base, topics: Iterable[Topic]) -> None:
-    """Makes the topics that are missing. `ValueError` when one exists with another number of partitions."""
+    """Makes the topics that are missing. `PartitionsChanged` when one exists with another number of partitions."""
     async with _admin(settings.kafka) as admin:
         present = set(await admin.list_topics())
         missing = [topic for topic in topics if topic.name not in present]
@@ -87,7 +87,9 @@ async def ensure_topics(settings: Base, topics: Iterable[Topic]) -> None:
     for topic in topics:
         count = await partition_count(settings.kafka, topic.name)
         if count not in (0, settings.partitions):
-            raise ValueError(f"topic {topic.name} has {count} partitions, not {settings.partitions}; it can't change")
+            raise PartitionsChanged(
+                f"topic {topic.name} has {count} partitions, not {settings.partitions}; it can't change"
+            )
 
 
 async def partition_count(bootstrap: str, topic: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import structlog
 import uvloop
 
-from shared.settings import Base, load
+from shared.settings import EX_CONFIG, Base, PartitionsChanged, load
 from shared.telemetry import configure_logging
 
 _PR_SET_PDEATHSIG = 1
@@ -29,7 +29,11 @@ def run_role(service: str, settings: type[S], roles: Mapping[str, Callable[[S], 
         raise SystemExit(f"usage: python -m services.{service} {'|'.join(roles)}")
     loaded = load(settings)
     configure_logging(loaded.log_level, service=service, role=role)
-    run(roles[role](loaded))
+    try:
+        run(roles[role](loaded))
+    except PartitionsChanged as error:
+        sys.stderr.write(f"KEYLEDGER_PARTITIONS: {error}\n")
+        raise SystemExit(EX_CONFIG) from None
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:

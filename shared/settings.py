@@ -18,6 +18,11 @@ EX_CONFIG = 78  # sysexits.h
 SECRETS = Path("/run/secrets")
 """Where containers have their secrets: any setting may be a file here that is named after its variable."""
 
+
+class PartitionsChanged(ValueError):  # noqa: N818 - a state, not a mistake of the code
+    """A topic has another number of partitions than the settings say: no restart will mend it."""
+
+
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 

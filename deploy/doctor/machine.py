@@ -16,6 +16,7 @@ from deploy.doctor import Finding, error, ok, warning
 from deploy.local import account, jars, kafka, platform, ports, postgres
 from deploy.local.directory import LEAST_FREE, Directory
 from deploy.local.errors import StackError
+from deploy.local.stack import LEAST_FILES
 
 _MB = 1024 * 1024
 _DISK_ROOM = 5000 * _MB
@@ -117,6 +118,8 @@ def edge_port(port: int) -> Finding:
 def open_files() -> Finding:
     """How many files and connections a process may have open; the stack takes all that the hard limit allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < LEAST_FILES:
+        return error("open files", f"at most {hard} a process: Kafka needs {LEAST_FILES}", "raise it: ulimit -Hn")
     if hard != resource.RLIM_INFINITY and hard < _FILES_ROOM:
         return warning(
             "open files",

@@ -26,6 +26,7 @@ _READY_SECONDS = 180.0
 """All processes start at once; on a slow machine they wait for each other's share of it."""
 
 _KEY = "KEYLEDGER_API_KEY"
+LEAST_FILES = 1024
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def run(directory: Directory, options: Options, report: Report, ready: Callable[
     """Run the stack until SIGTERM or SIGINT; `ready` is called once, when every part is. Raises StackError if it can't be."""
     if why := platform.unsupported():
         raise StackError(why)
+    _allow_open_files()
     if options.routes:
         routes.checked(options.routes)
     directory.create()
@@ -58,7 +60,6 @@ def run(directory: Directory, options: Options, report: Report, ready: Callable[
             if options.sample:
                 file = routes.with_sample(directory, file, chosen["sample-upstream"])
             stack = _Stack(Services(directory, state, chosen, both, edge_port, file), options.sample, report)
-            _allow_open_files()
             asyncio.run(stack.run(ready))
 
 
@@ -123,8 +124,15 @@ class _Stack:
 
 
 def _allow_open_files() -> None:
-    """Each connection is an open file: let all processes have what the system would give them, not what a shell starts with."""
+    """Each connection is an open file: let all processes have what the system would give them, not what a shell starts with.
+
+    Raises StackError where even that is too little for Kafka's own files.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < LEAST_FILES and hard != resource.RLIM_INFINITY:
+        raise StackError(
+            f"A process may open only {hard} files here, and Kafka needs {LEAST_FILES}. Raise the hard limit (ulimit -Hn)."
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
