@@ -24,7 +24,7 @@ from deploy.local.routes import checked
 
 async def checks(directory: Directory) -> list[Finding]:
     """All of them; of a stack that does not run only those of its files."""
-    if not directory.state.exists():
+    if not directory.state.exists() and not directory.postgres.exists():
         return [ok("stack", f"none in {directory.root} yet; `keyledger up` makes one")]
     try:
         stack = Stack(directory)

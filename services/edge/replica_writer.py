@@ -52,10 +52,17 @@ class ReplicaWriter:
         """
         path.mkdir(parents=True, exist_ok=True)
         self = cls._reopen(path) or cls._create(path, _fresh(partitions, session))
+        if self.meta.partitions != partitions and not self.offsets:
+            # Begun with a wrong setting, and nothing was ever read into it.
+            self.close()
+            self = cls._create(path, _fresh(partitions, session))
         if self.meta.partitions != partitions:
             held = self.meta.partitions
             self.close()
-            raise PartitionsChangedError(f"key-states has {partitions} partitions, the replica was made for {held}")
+            raise PartitionsChangedError(
+                f"key-states has {partitions} partitions, the replica was made for {held}; "
+                f"if the topic was made anew, delete {path}: it is a copy"
+            )
         self._begin(session)
         _point(path, self._environment.path)
         self._delete_others()

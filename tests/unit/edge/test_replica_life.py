@@ -66,10 +66,16 @@ def test_heartbeats_of_another_boot_say_nothing_of_freshness(tmp_path: Path, mon
 
 
 def test_a_replica_of_another_number_of_partitions_is_refused(tmp_path: Path, writer: ReplicaWriter) -> None:
+    apply(writer, key(7, "a"))
     writer.close()
     with pytest.raises(PartitionsChangedError, match="has 3 partitions, the replica was made for 2"):
         ReplicaWriter.open(tmp_path, partitions=3)
     ReplicaWriter.open(tmp_path, partitions=2)
+
+
+def test_a_replica_that_was_begun_with_a_wrong_setting_is_no_hindrance(tmp_path: Path, writer: ReplicaWriter) -> None:
+    writer.close()
+    assert ReplicaWriter.open(tmp_path, partitions=3).meta.partitions == 3
 
 
 @pytest.mark.parametrize("damage", [b"", b"junk" * 5000, b"\0" * 8192])
