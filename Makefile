@@ -12,9 +12,10 @@ help: ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(filter .tools/%,$(UV)) ## Bring the tools and libraries into .venv
+	@test -x $(BIN)/keyledger || echo "Bringing libraries and servers into .venv (only the first time) ..."
 	@$(UV) sync --locked --extra local --quiet
 
-up: setup ## Run the whole stack: PostgreSQL, Kafka, all services and a first key (ARGS="--port 9000")
+up: setup ## Run the whole stack: PostgreSQL, Kafka, all services and a first key (ARGS="--sample --port 9000")
 	@$(BIN)/keyledger up $(ARGS)
 
 test: setup ## Run all tests (ARGS="tests/unit -x")
