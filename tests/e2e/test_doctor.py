@@ -29,29 +29,29 @@ def levels(stack: LocalStack) -> dict[str, str]:
     return {check: found["level"] for check, found in findings(stack).items()}
 
 
-def test_a_stack_that_is_well(stack: LocalStack) -> None:
-    found = levels(stack)
-    assert set(found.values()) <= {"ok", "warning"}, findings(stack)
+def test_a_stack_that_is_well(without_containers: LocalStack) -> None:
+    found = levels(without_containers)
+    assert set(found.values()) <= {"ok", "warning"}, findings(without_containers)
     assert {"postgres", "kafka", "topics", "database keys", "edge replica", "request log", "first key"} <= found.keys()
     # The routes of these tests name an upstream that nobody listens at.
-    assert "nobody (http://127.0.0.1:1)" in findings(stack)["routes"]["what"]
+    assert "nobody (http://127.0.0.1:1)" in findings(without_containers)["routes"]["what"]
 
 
-def test_what_is_wrong_is_found_and_what_to_do_is_said(stack: LocalStack, owner: Client) -> None:
-    env = stack.directory.env
+def test_what_is_wrong_is_found_and_what_to_do_is_said(without_containers: LocalStack, owner: Client) -> None:
+    env = without_containers.directory.env
     env.chmod(0o644)
-    with psycopg.connect(stack.env["KEYLEDGER_KEYS_DATABASE"], autocommit=True) as keys:
+    with psycopg.connect(without_containers.env["KEYLEDGER_KEYS_DATABASE"], autocommit=True) as keys:
         keys.execute("UPDATE log_head SET repair_needed = 'a reason'")
-        found = findings(stack)
+        found = findings(without_containers)
         keys.execute("UPDATE log_head SET repair_needed = NULL")
     assert found["files"]["todo"] == f"chmod go= {env}"
     assert "a reason" in found["database keys"]["what"]
     env.chmod(0o600)
-    stack.pause("kafka")
+    without_containers.pause("kafka")
     try:
-        eventually_sync(lambda: levels(stack)["edge replica"] == "error", deadline=60)
-        hurt = levels(stack)
+        eventually_sync(lambda: levels(without_containers)["edge replica"] == "error", deadline=60)
+        hurt = levels(without_containers)
         assert (hurt["kafka"], hurt["topics"]) == ("error", "error")
     finally:
-        stack.resume("kafka")
-    eventually_sync(lambda: "error" not in levels(stack).values(), deadline=60)
+        without_containers.resume("kafka")
+    eventually_sync(lambda: "error" not in levels(without_containers).values(), deadline=60)
