@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from typing_extensions import override
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.containers import container_servers
@@ -33,6 +34,7 @@ class _Groups(LoadScopeScheduling):
     item that is read no more.
     """
 
+    @override
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
         below = path.removeprefix("tests/")
