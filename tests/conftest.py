@@ -16,6 +16,8 @@ from tests.support.topics import delete_topics
 # What shares a stack or servers, and what would disturb what else runs on them, goes to one worker.
 _TOGETHER = {
     "faults/test_kills.py": "kills",
+    "faults/test_compaction.py": "kills",
+    "faults/test_rebalance.py": "kills",
     "faults": "faults",
     "e2e": "api",
     "integration/edge_agent": "agent",
