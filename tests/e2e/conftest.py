@@ -85,7 +85,7 @@ def owner(stack: Stack) -> Iterator[Client]:
         create_owner(settings, name="an owner", secret=secret, command_id=uuid.uuid4(), admin=False, limited=False)
     )
     with Client(stack.url, secret.text) as client:
-        eventually_sync(lambda: client.get("/echo/known").status_code == 200)
+        eventually_sync(lambda: client.get("/echo/known").status_code == 200, 120)
         yield client
 
 

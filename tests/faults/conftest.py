@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.conftest import loads, owner, stack, upstream
 from tests.faults.scenario import SEED, Scenario
+from tests.support.stack import LocalStack, Stack
 
 __all__ = ["loads", "owner", "stack", "upstream"]
 
@@ -22,6 +23,13 @@ _COLUMNS = ("scenario", "faults", "answers", "rows", "unanswered", "seconds", "r
 
 def pytest_report_header() -> str:
     return f"{SEED}={os.environ[SEED]}"
+
+
+@pytest.fixture(autouse=True)
+def local(stack: Stack) -> None:
+    """Faults are injected into processes of this machine, and into their files."""
+    if not isinstance(stack, LocalStack):
+        pytest.skip("needs the stack without containers")
 
 
 @pytest.fixture

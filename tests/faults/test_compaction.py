@@ -20,7 +20,7 @@ READERS = ("edge-agent", "edge", "keys-worker", "usage-worker", "keys-api")
 CHANGES = 20
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_compaction(stack: LocalStack, owner: Client, loads: list[Load], scenario: Scenario, tmp_path: Path) -> None:
     expected = {}
     for status, last in ((403, {"is_active": False}), (200, {"name": "last"}), (401, None)):
@@ -41,7 +41,7 @@ def test_compaction(stack: LocalStack, owner: Client, loads: list[Load], scenari
     for name in scenario.random().sample(READERS, len(READERS)):
         stack.wait_restarted(name, stack.kill_next(name, 0), 120)
         scenario.faults += 1
-    stack.wait_ready(120)
+    stack.wait_ready(300)
     _assert_judged(owner.url, expected)
     assert_states_are_whole(stack)
     scenario.account(owner, loads, faults=1 + len(READERS), answers=300)

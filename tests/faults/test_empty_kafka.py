@@ -27,7 +27,7 @@ from tests.support.stack import LocalStack
 TIMES = 2
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_empty_kafka(stack: LocalStack, owner: Client, loads: list[Load], scenario: Scenario, tmp_path: Path) -> None:
     random = scenario.random()
     for number in range(TIMES):
@@ -40,7 +40,7 @@ def test_empty_kafka(stack: LocalStack, owner: Client, loads: list[Load], scenar
         with _never_served(owner, refused["key"]):
             cluster = empty_kafka(stack)
             scenario.faults += 1
-            stack.wait_ready(180)
+            stack.wait_ready(300)
             assert asyncio.run(cluster_id(stack.env["KEYLEDGER_KAFKA"])) == cluster
             made = eventually_sync(lambda: _confirmed(owner), 120)
         with owner.with_key(made) as client:

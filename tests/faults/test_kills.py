@@ -23,7 +23,7 @@ LONGEST_PAUSE = 20.0
 """Seconds that a process lives at most before it is killed again."""
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_kills(stack: LocalStack, owner: Client, loads: list[Load], scenario: Scenario) -> None:
     for load in loads:
         load.paths = ("/echo/a", "/api/v1/tickets", "/echo/b", "/nobody", "/api/v1/dashboard/stats")
@@ -44,7 +44,7 @@ def test_kills(stack: LocalStack, owner: Client, loads: list[Load], scenario: Sc
                 scenario.faults += killer.result()
         finally:
             failed.set()
-    stack.wait_ready(120)
+    stack.wait_ready(300)
     scenario.account(owner, loads, faults=KILLS * len(KINDS), answers=10 * KILLS * len(KINDS))
     after = owner.create_key("after")
     with owner.with_key(after["key"]) as client:

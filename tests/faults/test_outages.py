@@ -23,7 +23,7 @@ ENDED_BY = {"kafka": signal.SIGTERM, "postgres": signal.SIGINT}
 """The signals that end them in order."""
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_minute_without_postgresql(stack: Stack, owner: Client, loads: list[Load], scenario: Scenario) -> None:
     known = owner.create_key("before")
     path = f"/api/v1/api-keys/{known['id']}"
@@ -48,13 +48,14 @@ def test_a_minute_without_postgresql(stack: Stack, owner: Client, loads: list[Lo
     _without(stack, "postgres", refuses, loads)
     scenario.faults += 1
     assert refused >= 10
-    stack.wait_ready(120)
-    assert owner.get(path).json()["name"] == "before", "a refused command is not carried out later"
+    stack.wait_ready(300)
+    found = eventually_sync(lambda: owner.get(path).json()["name"], 60)
+    assert found == "before", "a refused command is not carried out later"
     assert owner.send("PUT", path, json={"name": "after"}).json()["name"] == "after"
     scenario.account(owner, loads, faults=1, answers=1000)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_minute_without_kafka(stack: Stack, owner: Client, loads: list[Load], scenario: Scenario) -> None:
     made: list[dict[str, str]] = []
 
@@ -69,24 +70,24 @@ def test_a_minute_without_kafka(stack: Stack, owner: Client, loads: list[Load], 
 
     _without(stack, "kafka", commands_go_on, loads)
     scenario.faults += 1
-    stack.wait_ready(120)
+    stack.wait_ready(300)
     for key in made:
         with owner.with_key(key["key"]) as client:
-            eventually_sync(lambda client=client: client.get("/echo/x").status_code == 200)
+            eventually_sync(lambda client=client: client.get("/echo/x").status_code == 200, 120)
     scenario.account(owner, loads, faults=1, answers=1000)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_kafka_and_postgresql_restarted(stack: Stack, owner: Client, loads: list[Load], scenario: Scenario) -> None:
     names = ["kafka", "postgres"] * RESTARTS
     scenario.random().shuffle(names)
     for name in names:
         served = sum(len(load.seen) for load in loads)
-        eventually_sync(lambda served=served: sum(len(load.seen) for load in loads) > served + 50)
-        stack.wait_restarted(name, stack.kill(name, ENDED_BY[name]), 120)
+        eventually_sync(lambda served=served: sum(len(load.seen) for load in loads) > served + 50, 120)
+        stack.wait_restarted(name, stack.kill(name, ENDED_BY[name]), 300)
         scenario.faults += 1
     assert [load.failures for load in loads] == [0] * len(loads), "known keys are served all the time"
-    stack.wait_ready(120)
+    stack.wait_ready(300)
     scenario.account(owner, loads, faults=2 * RESTARTS, answers=500)
 
 

@@ -19,7 +19,7 @@ ASLEEP = 12.0
 """Longer than a consumer's session (10 s): its partitions are another's by then."""
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_rebalance(stack: LocalStack, owner: Client, loads: list[Load], scenario: Scenario, tmp_path: Path) -> None:
     with Twin(stack, "usage-worker", tmp_path / "worker.log") as twin:
 
@@ -46,7 +46,7 @@ def test_rebalance(stack: LocalStack, owner: Client, loads: list[Load], scenario
             scenario.faults += 1
         eventually_sync(shared, 120)
         scenario.account(owner, loads, faults=len(ways), answers=500)
-    stack.wait_ready(120)
+    stack.wait_ready(300)
 
 
 def _signal(stack: LocalStack, twin: Twin, which: str, number: signal.Signals) -> None:

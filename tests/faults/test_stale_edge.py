@@ -63,7 +63,7 @@ WAYS = (_stopped, _ended, _killed)
 CHANGES: tuple[Callable[[Client, dict[str, Any]], httpx2.Response], ...] = (_deactivate, _delete)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_stale_edge(stack: LocalStack, owner: Client, loads: list[Load], scenario: Scenario, tmp_path: Path) -> None:
     with second_edge(stack, tmp_path) as edge:
         edge.start()
@@ -78,7 +78,7 @@ def test_stale_edge(stack: LocalStack, owner: Client, loads: list[Load], scenari
                 scenario.faults += 1
             _back_without_kafka(stack, owner, edge)
             scenario.faults += 1
-            stack.wait_ready(120)
+            stack.wait_ready(300)
             edge.wait_ready()
         scenario.account(owner, [*loads, there], faults=len(rounds) + 1, answers=500)
 

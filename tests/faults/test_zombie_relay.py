@@ -60,7 +60,7 @@ class Relays:
         return settings_of(self._stack.process("keys-worker")["pid"])["KEYLEDGER_INTERNAL_PORT"]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_zombie_relay(stack: LocalStack, owner: Client, loads: list[Load], scenario: Scenario, tmp_path: Path) -> None:
     random, refused = scenario.random(), list[dict[str, Any]]()
     with Twin(stack, "keys-worker", tmp_path / "relay.log") as twin, _busy(owner):

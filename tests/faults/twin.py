@@ -63,7 +63,7 @@ class Twin:
     def start(self) -> None:
         self._process = start_with_me(self._command, self._log, self.settings)
 
-    def wait_ready(self, deadline: float = 60.0) -> None:
+    def wait_ready(self, deadline: float = 120.0) -> None:
         eventually_sync(lambda: self.ready, deadline)
 
     def send(self, number: signal.Signals) -> None:

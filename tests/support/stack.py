@@ -153,7 +153,7 @@ class LocalProcesses:
 
         return eventually_sync(send)
 
-    def kill_next(self, name: str, before: int, deadline: float = 60.0) -> int:
+    def kill_next(self, name: str, before: int, deadline: float = 300.0) -> int:
         """SIGKILL to the first process of this name that isn't `before` any more, ready or not; its process id."""
 
         def send() -> int | None:
