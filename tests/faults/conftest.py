@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import loads, owner, stack, upstream
+from tests.e2e.conftest import loads, owner, stack, upstream, without_containers
 from tests.faults.scenario import SEED, Scenario
-from tests.support.stack import LocalStack, Stack
 
-__all__ = ["loads", "owner", "stack", "upstream"]
+__all__ = ["loads", "owner", "stack", "upstream", "without_containers"]
 
 # Here, so that the workers of a run inherit it.
 os.environ[SEED] = os.environ.get(SEED) or secrets.token_hex(4)
@@ -23,13 +22,6 @@ _COLUMNS = ("scenario", "faults", "answers", "rows", "unanswered", "seconds", "r
 
 def pytest_report_header() -> str:
     return f"{SEED}={os.environ[SEED]}"
-
-
-@pytest.fixture(autouse=True)
-def local(stack: Stack) -> None:
-    """Faults are injected into processes of this machine, and into their files."""
-    if not isinstance(stack, LocalStack):
-        pytest.skip("needs the stack without containers")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ READERS = ("edge-agent", "edge", "keys-worker", "usage-worker", "keys-api")
 CHANGES = 20
 
 
+@pytest.mark.usefixtures("without_containers")
 @pytest.mark.timeout(1800)
 def test_compaction(stack: LocalStack, owner: Client, loads: list[Load], scenario: Scenario, tmp_path: Path) -> None:
     expected = {}

@@ -27,6 +27,7 @@ from tests.support.stack import LocalStack
 TIMES = 2
 
 
+@pytest.mark.usefixtures("without_containers")
 @pytest.mark.timeout(1800)
 def test_empty_kafka(stack: LocalStack, owner: Client, loads: list[Load], scenario: Scenario, tmp_path: Path) -> None:
     random = scenario.random()

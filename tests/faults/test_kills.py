@@ -23,6 +23,7 @@ LONGEST_PAUSE = 20.0
 """Seconds that a process lives at most before it is killed again."""
 
 
+@pytest.mark.usefixtures("without_containers")
 @pytest.mark.timeout(1800)
 def test_kills(stack: LocalStack, owner: Client, loads: list[Load], scenario: Scenario) -> None:
     for load in loads:

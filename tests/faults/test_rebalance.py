@@ -19,6 +19,7 @@ ASLEEP = 12.0
 """Longer than a consumer's session (10 s): its partitions are another's by then."""
 
 
+@pytest.mark.usefixtures("without_containers")
 @pytest.mark.timeout(1800)
 def test_rebalance(stack: LocalStack, owner: Client, loads: list[Load], scenario: Scenario, tmp_path: Path) -> None:
     with Twin(stack, "usage-worker", tmp_path / "worker.log") as twin:

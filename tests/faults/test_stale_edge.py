@@ -63,6 +63,7 @@ WAYS = (_stopped, _ended, _killed)
 CHANGES: tuple[Callable[[Client, dict[str, Any]], httpx2.Response], ...] = (_deactivate, _delete)
 
 
+@pytest.mark.usefixtures("without_containers")
 @pytest.mark.timeout(1800)
 def test_stale_edge(stack: LocalStack, owner: Client, loads: list[Load], scenario: Scenario, tmp_path: Path) -> None:
     with second_edge(stack, tmp_path) as edge:

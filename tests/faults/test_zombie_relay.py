@@ -60,6 +60,7 @@ class Relays:
         return settings_of(self._stack.process("keys-worker")["pid"])["KEYLEDGER_INTERNAL_PORT"]
 
 
+@pytest.mark.usefixtures("without_containers")
 @pytest.mark.timeout(1800)
 def test_zombie_relay(stack: LocalStack, owner: Client, loads: list[Load], scenario: Scenario, tmp_path: Path) -> None:
     random, refused = scenario.random(), list[dict[str, Any]]()
