@@ -115,6 +115,9 @@ def _decoded(content: bytes) -> Any:
 
 if __name__ == "__main__":
     client = Client(os.environ["KEYLEDGER_URL"], os.environ["KEYLEDGER_API_KEY"])
-    result = client.request(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]) if len(sys.argv) > 3 else None)
+    try:
+        result = client.request(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]) if len(sys.argv) > 3 else None)
+    except (OSError, HTTPException) as failure:
+        sys.exit(f"no answer: {failure}")
     sys.stdout.write(f"{result.status} {json.dumps(result.body, indent=2)}\n")
     sys.exit(result.status >= 400)

@@ -31,7 +31,20 @@ async def _identity(
 Caller = Annotated[Identity, Depends(_identity)]
 
 
-OwnerParam = Annotated[int | None, Query(ge=1, le=_BIGINT)]
+class _MayBeAbsent:
+    """Told of a field or parameter that may be absent, which the code holds as None, but can't be null."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        found = handler(schema)
+        [other] = [each for each in found.pop("anyOf") if each != {"type": "null"}]
+        return found | other
+
+
+MAY_BE_ABSENT = _MayBeAbsent()
+
+OwnerParam = Annotated[
+    int | None, Query(ge=1, le=_BIGINT, description="Another owner than one's own: for `admin` only."), MAY_BE_ABSENT
+]
 """The owner to act for: others than one's own only for `admin`."""
 
 

@@ -11,7 +11,6 @@ import httpx2
 import structlog
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
-from pydantic.json_schema import SkipJsonSchema
 
 from services.keys import domain, store
 from services.keys.domain import Key, NewSecret, Wanted
@@ -19,6 +18,7 @@ from services.keys.propagation import HEADER, Propagation
 from services.keys.settings import Settings
 from shared.api import (
     LOCATION,
+    MAY_BE_ABSENT,
     ONE_LINE,
     Body,
     Caller,
@@ -128,9 +128,9 @@ class UpdateApiKey(Body):
 
     model_config = example(_CHANGE)
 
-    name: Name | SkipJsonSchema[None] = None
+    name: Annotated[Name | None, MAY_BE_ABSENT] = None
     description: Description | None = None
-    is_active: Annotated[bool, Field(strict=True)] | SkipJsonSchema[None] = None
+    is_active: Annotated[bool | None, Field(strict=True), MAY_BE_ABSENT] = None
 
     @model_validator(mode="after")
     def _not_null(self) -> UpdateApiKey:

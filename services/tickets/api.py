@@ -9,12 +9,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, StringConstraints, model_validator
-from pydantic.json_schema import SkipJsonSchema
 
 from services.tickets import domain, store
 from services.tickets.domain import Reply, Ticket, TicketStatus
 from shared.api import (
     LOCATION,
+    MAY_BE_ABSENT,
     ONE_LINE,
     Body,
     Caller,
@@ -74,7 +74,7 @@ class UpdateTicket(Body):
 
     model_config = example({"subject": "Another subject"})
 
-    subject: Subject | SkipJsonSchema[None] = None
+    subject: Annotated[Subject | None, MAY_BE_ABSENT] = None
 
     @model_validator(mode="after")
     def _not_null(self) -> UpdateTicket:
@@ -150,7 +150,11 @@ async def open_ticket(
 
 @router.get("")
 async def list_tickets(
-    caller: Caller, ctx: Ctx, page: Paged, status: TicketStatus | None = None, owner: OwnerParam = None
+    caller: Caller,
+    ctx: Ctx,
+    page: Paged,
+    status: Annotated[TicketStatus | None, MAY_BE_ABSENT] = None,
+    owner: OwnerParam = None,
 ) -> TicketList:
     """The caller's tickets by id, of one status if it is given."""
     owner_id = caller.owner(owner)
