@@ -28,6 +28,8 @@ change needs a restart of the process.
 `keyledger up` sets all of these for the stack on one machine and leaves the others at their defaults; what is in its own
 environment, such as `KEYLEDGER_EDGE_MODE`, reaches the processes too.
 
+Those that `docker compose` reads itself are in [.env.example](../.env.example).
+
 This file is made from the code: `.venv/bin/python -m deploy.contracts` writes it.
 """
 

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,15 @@ def test_programs_that_may_not_be_executed(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(postgres, "binaries", lambda: tmp_path)
     found = machine.postgresql()
     assert (found.level, "may not be executed" in found.what) == (Level.error, True)
+
+
+def test_where_too_few_files_may_be_open_nothing_is_started(directory: Directory) -> None:
+    command = f'ulimit -n 300; exec "$0" -m cli.main up --port 0 --dir {directory.root}'
+    done = subprocess.run(
+        ("bash", "-c", command, sys.executable), check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, "may open only 300 files" in done.stderr) == (1, True)
+    assert not directory.root.exists()
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,9 @@ def test_clients_call_the_echo_and_are_there_again_at_the_next_start(
         with httpx2.Client(base_url=stack.url, headers={"X-API-Key": stack.env["KEYLEDGER_API_KEY"]}) as client:
             _assert_echo(client)
             assert client.get("/own/x").status_code == 200
-            eventually_sync(lambda: _is_alive(client), interval=1.0)  # the key may be used 100 times a minute
+            eventually_sync(
+                lambda: _is_alive(client), deadline=60, interval=1.0
+            )  # the key may be used 100 times a minute
         keys = _made(stack)
         stack.stop()
         stack.start()
