@@ -38,7 +38,7 @@ def require() -> None:
 def run(proxy: Proxy, seconds: int) -> Run:
     """Loads the proxy for so long. Raises AssertionError when any answer failed, or none came."""
     header = ["-H", f"{KEY_HEADER}: {proxy.key}"] if proxy.key else []
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", *header, proxy.url + PATH]
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "10s", *header, proxy.url + PATH]
     before = machine.cpu_seconds(proxy.pids)
     done = subprocess.run(
         ["taskset", "-c", str(machine.LOAD_CORE), *command],
