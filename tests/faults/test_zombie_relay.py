@@ -1,6 +1,6 @@
 """A relay that was stopped in its work and wakes up after another has taken over: what it still holds reaches no reader.
 
-Commands come all the time, so that it is often stopped with a transaction in its hands.
+Commands come all the time.
 """
 
 from __future__ import annotations
@@ -43,8 +43,14 @@ class Relays:
         return eventually_sync(lambda: [which for which in (0, 1) if self.leads(which)], 60)[0]
 
     @contextmanager
-    def stopped(self, which: int) -> Iterator[None]:
-        self._signal(which, signal.SIGSTOP)
+    def stopped(self, which: int, after: float) -> Iterator[None]:
+        """Stopped with a transaction in its hands: begun, and not all of it sent, since Kafka hangs for `after` seconds."""
+        self._stack.pause("kafka")
+        try:
+            time.sleep(after)
+            self._signal(which, signal.SIGSTOP)
+        finally:
+            self._stack.resume("kafka")
         try:
             yield
         finally:
@@ -71,8 +77,7 @@ def test_zombie_relay(stack: LocalStack, owner: Client, loads: list[Load], scena
         for _ in range(ROUNDS):
             key = owner.create_key("to be refused", limits=UNLIMITED)
             leader = relays.leader()
-            time.sleep(random.uniform(0, 0.5))  # the instant at which it is stopped is drawn
-            with relays.stopped(leader):
+            with relays.stopped(leader, random.uniform(0.1, 0.6)):
                 eventually_sync(lambda leader=leader: relays.leads(1 - leader), 60)
                 eventually_sync(lambda key=key: _refused(owner, key), 60)
             scenario.faults += 1
