@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -84,6 +85,8 @@ def _say(what: str) -> None:
 
 
 if __name__ == "__main__":
+    # Ended by a signal, it still ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except AssertionError as error:
