@@ -69,7 +69,7 @@ def test_all_that_is_wrong_with_the_users_file_is_told(directory: Directory, own
     ]
 
 
-def test_clients_call_the_echo_and_are_there_again_at_the_next_start(
+def test_clients_call_the_echo_and_have_the_same_keys_when_started_again(
     directory: Directory, own: Path, upstream: Upstream
 ) -> None:
     own.write_text(_OWN.format(upstream.origin))
@@ -87,8 +87,8 @@ def test_clients_call_the_echo_and_are_there_again_at_the_next_start(
                 lambda: _is_alive(client), deadline=60, interval=1.0
             )  # the key may be used 100 times a minute
         keys = _made(stack)
-        stack.stop()
-        stack.start()
+        before = stack.kill("sample-traffic")
+        stack.wait_restarted("sample-traffic", before)
         assert _made(stack) == keys
     finally:
         stack.stop()
