@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import resource
 import sys
@@ -133,7 +134,9 @@ def _allow_open_files() -> None:
         raise StackError(
             f"A process may open only {hard} files here, and Kafka needs {LEAST_FILES}. Raise the hard limit (ulimit -Hn)."
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # Refused where the system's own bound was lowered below the hard limit: then the soft one has to do.
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _require_free(port: int) -> None:

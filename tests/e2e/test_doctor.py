@@ -7,7 +7,6 @@ from typing import Any
 
 import psycopg
 
-from tests.e2e.client import Client
 from tests.integration.local.test_supervisor import keyledger
 from tests.support.eventually import eventually_sync
 from tests.support.stack import LocalStack
@@ -42,7 +41,7 @@ def test_a_stack_that_is_well(without_containers: LocalStack) -> None:
     assert "nobody (http://127.0.0.1:1)" in found["routes"]["what"]
 
 
-def test_what_is_wrong_is_found_and_what_to_do_is_said(without_containers: LocalStack, owner: Client) -> None:
+def test_what_is_wrong_is_found_and_what_to_do_is_said(without_containers: LocalStack) -> None:
     env = without_containers.directory.env
     env.chmod(0o644)
     with psycopg.connect(without_containers.env["KEYLEDGER_KEYS_DATABASE"], autocommit=True) as keys:
