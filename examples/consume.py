@@ -41,6 +41,11 @@ CREATE TABLE IF NOT EXISTS streams (subject TEXT PRIMARY KEY, version INTEGER NO
 CREATE TABLE IF NOT EXISTS unreadable (topic TEXT, partition INTEGER, at INTEGER, value BLOB, error TEXT);
 """
 Batch = Mapping[TopicPartition, Sequence["ConsumerRecord[bytes, bytes]"]]
+# What an event that is not as its schema says may lead to, here or in SQLite.
+UNREADABLE = (
+    *(ValueError, KeyError, TypeError, AttributeError, OverflowError),
+    *(sqlite3.InterfaceError, sqlite3.ProgrammingError),
+)
 log = logging.getLogger("consume")
 
 
@@ -65,7 +70,7 @@ def store(ledger: sqlite3.Connection, cluster: str, batch: Batch) -> None:
             for record in records:
                 try:
                     store_event(ledger, topic, json.loads(record.value or b""))
-                except (ValueError, KeyError, TypeError, sqlite3.InterfaceError) as error:
+                except UNREADABLE as error:
                     what = (topic, partition, record.offset, record.value, repr(error))
                     ledger.execute("INSERT INTO unreadable VALUES (?, ?, ?, ?, ?)", what)
             ledger.execute(

@@ -147,10 +147,11 @@ async def test_what_was_not_committed_or_makes_no_sense_is_not_counted(team: Tea
     await relay.transaction(
         [change("key-1", 1, "key.created", name="said"), change("key-1", 2, "key.of_a_later_version")]
     )
-    nonsense = Message(Partition(KEY_EVENTS.name, 1), b"key-2", b"{")
-    await relay.transaction([nonsense])
+    nonsense = (b"{", b"7", b"[]", b'{"subject": "key-2", "streamversion": 1, "type": "key.x", "data": []}')
+    too_much = b'{"subject": {}, "streamversion": %d, "type": "key.x", "data": {}}' % 2**70
+    await relay.transaction([Message(Partition(KEY_EVENTS.name, 1), b"key-2", it) for it in (*nonsense, too_much)])
     team.start()
-    await eventually(lambda: team.rows("SELECT 1 FROM unreadable"), 30)
+    await eventually(lambda: len(team.rows("SELECT 1 FROM unreadable")) == 5, 60)
     await eventually(lambda: team.rows("SELECT 1 FROM streams"), 30)
     assert team.rows("SELECT * FROM streams") == [("key-1", 2, "said", "active")]
     await relay.transaction([change("key-1", 4, "key.deactivated")])
