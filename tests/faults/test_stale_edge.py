@@ -96,7 +96,7 @@ def _away_while_refused(
         away = time.monotonic()
         first = _timed(change, owner, keys[0])
         if way is _ended:
-            assert (first.edges, first.silent) == (1, {name})
+            assert first.edges == 1 and name in first.silent, "who said that it stopped is not waited for"
         eventually_sync(lambda: time.monotonic() - away > SILENCE)
         second = _timed(change, owner, keys[1])
         assert (second.edges, second.confirmed) == (1, 1), "who is silent for three seconds is not waited for"
