@@ -18,6 +18,8 @@ from tests.support.stack import Stack
 
 OUTAGE_SECONDS = 60
 COMMAND_SECONDS = 15
+PACE = 0.25
+"""Seconds between commands in an outage: an owner may have a thousand keys."""
 RESTARTS = 4
 ENDED_BY = {"kafka": signal.SIGTERM, "postgres": signal.SIGINT}
 """The signals that end them in order."""
@@ -101,6 +103,7 @@ def _without(stack: Stack, name: str, meanwhile: Callable[[], None], loads: list
         end = time.monotonic() + OUTAGE_SECONDS
         while time.monotonic() < end:
             meanwhile()
+            time.sleep(PACE)
         assert all(len(load.seen) > count for load, count in zip(loads, served, strict=True))
     finally:
         stack.resume(name)
