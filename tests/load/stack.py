@@ -25,7 +25,7 @@ upstream = "http://127.0.0.1:{port}"
 
 @dataclass(frozen=True)
 class Bench:
-    """The running stack. `owner` has the first key, without limits, of the owner `owner_id`; `admin` has another owner's."""
+    """The running stack. `owner` and `admin` have keys without limits, of the owner `owner_id` and of another."""
 
     directory: Path
     stack: LocalStack
@@ -72,9 +72,13 @@ def running() -> Iterator[Bench]:
         stack = LocalStack(path / "stack", "--routes", str(routes))
         try:
             stack.start()
-            made = json.loads(stack.cli("owner", "create", "bench", "--no-limits", "--json"))
-            with Client(stack.url, made["secret"]) as owner, Client(stack.url, stack.env["KEYLEDGER_API_KEY"]) as admin:
-                eventually_sync(lambda: owner.get(servers.PATH).status_code == 200)
+            made, other = (
+                json.loads(stack.cli("owner", "create", name, "--no-limits", "--json", *options))
+                for name, *options in (("bench",), ("watcher", "--admin"))
+            )
+            with Client(stack.url, made["secret"]) as owner, Client(stack.url, other["secret"]) as admin:
+                for client in (owner, admin):
+                    eventually_sync(lambda client=client: client.get(servers.PATH).status_code == 200)
                 yield Bench(path, stack, port, made["owner_id"], owner, admin)
         finally:
             stack.stop()
