@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -448,6 +449,8 @@ def test_a_request_whose_connection_ends_before_it_is_sent_goes_by_another(
         assert client.response().status == 200
         # Both in one turn of the edge's event loop: first the request, which takes the idle connection, then its end.
         world.signal(signal.SIGSTOP)
+        # The signal is only on its way when `kill` returns.
+        eventually_sync(lambda: "State:\tT" in Path(f"/proc/{world.pid}/status").read_text())
         client.send(request("/echo/unsent", key, "POST", b"abc"))
         upstream.call(kept[0].close)
         pass_by()
