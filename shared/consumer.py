@@ -24,7 +24,16 @@ from shared import consumed
 from shared.batches import POISON, Subscription, store
 from shared.consumed import Held, Superseded
 from shared.intake import Batch, Intake, Kind, Tolerance, TooMuchPoison, reason
-from shared.kafka import KafkaUnavailable, OutOfRange, Partition, Reader, Record, cluster_id, partition_count
+from shared.kafka import (
+    KafkaUnavailable,
+    OutOfRange,
+    Partition,
+    Reader,
+    Record,
+    cluster_id,
+    partition_count,
+    still_cluster,
+)
 from shared.postgres import Connection, Pool
 from shared.telemetry import Check
 
@@ -188,8 +197,7 @@ class Consumer:
 
     async def _still_the_same(self) -> None:
         """Another cluster at the same address may give no partitions, or take offsets for its own: all begins anew."""
-        if await cluster_id(self._bootstrap) != self._cluster:
-            raise KafkaUnavailable("another Kafka cluster is there now")
+        await still_cluster(self._bootstrap, self._cluster)
 
     async def _start(
         self, connection: Connection, partition: Partition, held: Held | None, first: int, end: int

@@ -106,6 +106,12 @@ async def cluster_id(bootstrap: str) -> str:
         return str((await admin.describe_cluster())["cluster_id"])
 
 
+async def still_cluster(bootstrap: str, cluster: str) -> None:
+    """Raises `KafkaUnavailable` when it is not the cluster with this id any more that is at the address."""
+    if await cluster_id(bootstrap) != cluster:
+        raise KafkaUnavailable("another Kafka cluster is there now")
+
+
 @asynccontextmanager
 async def _admin(bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=int(_DEADLINE * 1000))

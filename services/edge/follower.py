@@ -20,7 +20,7 @@ from services.edge.replica_draft import StateBatch
 from services.edge.replica_writer import ReplicaWriter
 from services.edge.topics import exists
 from shared.events.topics import KEY_STATES
-from shared.kafka import KafkaUnavailable, Partition, Reader, Record, cluster_id
+from shared.kafka import KafkaUnavailable, Partition, Reader, Record, cluster_id, still_cluster
 from shared.settings import Base
 
 _TURN_MS = 250
@@ -193,8 +193,8 @@ class Follower:
     async def _still_the_same(self) -> None:
         """After a silence, makes sure that it is not another cluster at the same address that speaks."""
         silence, self._heard = time.monotonic() - self._heard, time.monotonic()
-        if silence > _SUSPICIOUS and await cluster_id(self._settings.kafka) != self._cluster:
-            raise KafkaUnavailable("another Kafka cluster is there now")
+        if silence > _SUSPICIOUS:
+            await still_cluster(self._settings.kafka, self._cluster)
 
     async def _probe(self) -> None:
         try:

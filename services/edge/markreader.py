@@ -20,7 +20,7 @@ from services.edge.requestlog_reader import logs
 from services.edge.shipper import Shipper
 from services.edge.topics import exists
 from shared.events.topics import REQUEST_EVENTS, USAGE_MARKS
-from shared.kafka import KafkaUnavailable, Partition, Reader, Record, cluster_id
+from shared.kafka import KafkaUnavailable, Partition, Reader, Record, cluster_id, still_cluster
 from shared.settings import Base
 
 _TURN_MS = 250
@@ -98,8 +98,7 @@ class MarkReader:
 
     async def _look(self, reader: Reader, cluster: str) -> None:
         """Whether Kafka still has what it acknowledged: nothing else may ever be written where a lost record was."""
-        if await cluster_id(self._settings.kafka) != cluster:
-            raise KafkaUnavailable("another Kafka cluster is there now")
+        await still_cluster(self._settings.kafka, cluster)
         acknowledged = self._shipper.ends()
         partitions = [Partition(REQUEST_EVENTS.name, number) for number in acknowledged]
         bounds = await reader.bounds(partitions)

@@ -336,7 +336,8 @@ async def test_running_consumer_notices_that_the_cluster_is_another(
         async def another(_: str) -> str:
             return "another"
 
-        monkeypatch.setattr("shared.consumer.cluster_id", another)
+        for module in ("consumer", "kafka"):
+            monkeypatch.setattr(f"shared.{module}.cluster_id", another)
 
         async def begun_anew() -> bool:
             return {name for (name,) in await requests.rows("SELECT cluster FROM consumer_offsets")} == {"another"}
