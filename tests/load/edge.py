@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 
+from tests.e2e.load import UNLIMITED
 from tests.load import generator, machine, servers
 from tests.load.generator import Run
 from tests.load.report import Section, spread
@@ -12,7 +13,6 @@ from tests.load.servers import Proxy
 from tests.load.stack import Bench
 from tests.support.eventually import eventually_sync
 
-UNLIMITED = {"minute": None, "hour": None, "day": None}
 LIMITED = {"minute": 10**9, "hour": 10**9, "day": 10**9}
 _HEADROOM = 2.0
 _BUSY = 0.9

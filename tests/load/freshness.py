@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 
-from tests.load.edge import UNLIMITED
+from tests.e2e.load import UNLIMITED
 from tests.load.refusal import Connection
 from tests.load.report import Section, milliseconds
 from tests.load.servers import PATH

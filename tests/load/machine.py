@@ -64,18 +64,6 @@ def background(pids: Iterable[int]) -> None:
             Path(f"/proc/{pid}/autogroup").write_text("19")
 
 
-def tree(root: int) -> list[int]:
-    """A process and all that descend from it."""
-    parents: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents.setdefault(int(_stat(path)[1]), []).append(int(path.parent.name))
-    found = [root]
-    for pid in found:
-        found += parents.get(pid, [])
-    return found
-
-
 def cpu_seconds(pids: Iterable[int]) -> float:
     """The processor time that the processes have used, their own and the kernel's for them."""
     fields = [_stat(Path(f"/proc/{pid}/stat")) for pid in pids]

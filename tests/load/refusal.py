@@ -9,7 +9,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.load.edge import UNLIMITED
+from tests.e2e.load import UNLIMITED
 from tests.load.report import Section, milliseconds
 from tests.load.servers import KEY_HEADER, PATH
 from tests.load.stack import Bench

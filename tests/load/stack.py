@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.e2e.client import Client
 from tests.load import machine, servers
 from tests.support.eventually import eventually_sync
-from tests.support.stack import LocalStack
+from tests.support.stack import LocalStack, family
 
 _QUIET = 0.15
 _ROUTES = """
@@ -42,7 +42,7 @@ class Bench:
         """All processes of the stack: its supervisor's, and all that descend from it."""
         supervisor = self.stack.directory.holder()
         assert supervisor is not None, "the stack does not run"
-        return machine.tree(supervisor)
+        return family(supervisor)
 
     def settle(self, deadline: float = 60.0) -> None:
         """Returns when the stack has nothing more to do, or AssertionError after the deadline (s)."""

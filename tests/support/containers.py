@@ -29,7 +29,7 @@ from deploy.local.ports import Ports, reserved
 from deploy.local.probes import Health, Probe
 from deploy.local.state import SERVICES
 from tests.support.eventually import eventually_sync
-from tests.support.stack import READY_SECONDS, Servers, is_another
+from tests.support.stack import READY_SECONDS, Processes, Servers
 
 HOST = "host.docker.internal"
 """This machine, as the edge's container knows it."""
@@ -41,7 +41,7 @@ _INTERNAL_PORT = 9090
 _TESTS_PORT = 9094
 
 
-class ContainerProcesses:
+class ContainerProcesses(Processes):
     """The processes in these containers, each the one child of its container's first process, and the edge's children."""
 
     def __init__(self, containers: Mapping[str, str], probe: Mapping[str, Probe]) -> None:
@@ -101,12 +101,6 @@ class ContainerProcesses:
         finally:
             self._container(name).start()
         self.wait_restarted(name, before)
-
-    def wait_ready(self, deadline: float = 60.0) -> None:
-        eventually_sync(lambda: self.status()["ready"], deadline)
-
-    def wait_restarted(self, name: str, before: int, deadline: float = 60.0) -> None:
-        eventually_sync(lambda: is_another(self, name, before), deadline)
 
     def logs(self, name: str) -> str:
         return self._container(name).logs().decode()

@@ -80,11 +80,11 @@ class Processes(Protocol):
 
     def wait_ready(self, deadline: float = 60.0) -> None:
         """Return when every part is ready, or raise AssertionError after `deadline` seconds."""
-        ...
+        eventually_sync(lambda: self.status()["ready"], deadline)
 
     def wait_restarted(self, name: str, before: int, deadline: float = 60.0) -> None:
         """Return when the process has another pid than `before` and is ready."""
-        ...
+        eventually_sync(lambda: is_another(self, name, before), deadline)
 
     def logs(self, name: str) -> str:
         """All that the process wrote."""
@@ -132,7 +132,7 @@ def secret_of(shown: str) -> str:
     return next(word for word in shown.split() if word.startswith("kl_"))
 
 
-class LocalProcesses:
+class LocalProcesses(Processes):
     """The processes of a directory's supervisor."""
 
     def __init__(self, directory: Path) -> None:
@@ -191,12 +191,6 @@ class LocalProcesses:
         finally:
             os.kill(supervisor, signal.SIGCONT)
         self.wait_restarted(name, before)
-
-    def wait_ready(self, deadline: float = 60.0) -> None:
-        eventually_sync(lambda: self.status()["ready"], deadline)
-
-    def wait_restarted(self, name: str, before: int, deadline: float = 60.0) -> None:
-        eventually_sync(lambda: is_another(self, name, before), deadline)
 
     def logs(self, name: str) -> str:
         return self.directory.log(name).read_text()
@@ -310,9 +304,12 @@ def start_with_me(
 
 
 def family(pid: int) -> list[int]:
-    """The process and all below it, parents first."""
-    below = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return [pid, *(each for child in below for each in family(child))]
+    """The process and all below it, parents first; a child that ends meanwhile is not among them."""
+    found = [pid]
+    for below in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += family(int(below))
+    return found
 
 
 def is_alive(pid: int) -> bool:

@@ -23,6 +23,7 @@ from shared.events.keys import Limits
 from tests.integration.edge.upstream import Seen, plain
 from tests.integration.edge.world import Raw, World, request
 from tests.support.eventually import eventually_sync
+from tests.support.service import free_port
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Make = Callable[..., World]
@@ -139,9 +140,7 @@ class Parent:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, **more: str) -> Parent:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.internal = probe.getsockname()[1]
+        self.internal = free_port()
         environment = self.world.environment(-1)
         for name in ("SOCKET", "SESSION"):
             del environment[f"KEYLEDGER_EDGE_{name}"]

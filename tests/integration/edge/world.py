@@ -29,6 +29,7 @@ from shared.events.keys import Hash, Heartbeat, KeyState, Limits, OwnerState
 from shared.ids import new_secret
 from tests.integration.edge.upstream import Upstream
 from tests.support.eventually import eventually_sync
+from tests.support.service import free_port
 
 UNLIMITED = Limits(minute=None, hour=None, day=None)
 SESSION = "test"
@@ -210,10 +211,8 @@ class World:
     # The process
 
     def start(self) -> World:
-        with socket.create_server(("127.0.0.1", self.port), backlog=1024) as listening, socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port, self.internal_port = listening.getsockname()[1], probe.getsockname()[1]
-            probe.close()
+        with socket.create_server(("127.0.0.1", self.port), backlog=1024) as listening:
+            self.port, self.internal_port = listening.getsockname()[1], free_port()
             os.set_inheritable(listening.fileno(), True)
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "services.edge", "serving"],

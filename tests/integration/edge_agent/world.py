@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -30,6 +29,7 @@ from shared.kafka import Message, Partition, Producer, ensure_topics
 from shared.partitions import partition_for
 from shared.settings import Base
 from tests.support.eventually import eventually
+from tests.support.service import free_port
 from tests.support.topics import read_topic
 
 PARTITIONS = 3
@@ -54,9 +54,7 @@ class World:
         key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         (self.data / "identity.pem").write_bytes(key)
         self.replica = ReplicaReader(self.data / "replica", self.session)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.internal_port = int(probe.getsockname()[1])
+        self.internal_port = free_port()
 
     @property
     def logs(self) -> Path:
