@@ -1,7 +1,7 @@
 """The event store: one append-only log a service, in which positions have no gaps and follow the order of commits.
 
 Every append takes the single row of `log_head` last, so a reader may assert `position == previous + 1`. A stream's
-unique (stream, version) is the concurrency check. The table is also the outbox: `shared.relay` publishes it.
+unique (stream, version) is the concurrency check. The table is also the outbox: `shared.relay.loop` publishes it.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from services.edge import answers
 from services.edge.domain import Outcome
 from services.edge.domain import problem as refusal
+from services.edge.serving import answers
 from services.keys import api as keys
 from services.stats import api as stats
 from services.tickets import api as tickets

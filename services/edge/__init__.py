@@ -3,9 +3,11 @@ its upstream, and meters every answer exactly once.
 
 Owns: the replica (LMDB), the request logs and the edge's id, all in its data directory; the key that signs identities.
 Topics in: `key-states`, `usage-marks`. Topics out: `request-events`, `edge-status`. Tables: none.
-Processes: a parent (`python -m services.edge`) with a serving process (`serve`), which has no client of Kafka or of a
+Processes: a parent (`python -m services.edge`) with a serving process (`serving`), which has no client of Kafka or of a
 database, and an agent (`agent`), which follows the states and ships the logs.
 
-How a request travels: `server` reads it (`http1`, `framing`, `headers`, `paths`), `gate` judges it (`routes`, `replica`,
-`domain`, `limiter`), `proxy` takes it to its `upstream` and back, `ledger` writes its record before the answer leaves.
+Rooms, each of which knows only those below it: `serving` | `agent` → `upstream` → `requestlog` | `replica` → `http` → `domain`,
+`limiter`. How a request travels: `serving.connection` reads it (`http`), `serving.gate` judges it (`routes`, `replica`,
+`domain`, `limiter`), `serving.exchange` takes it to its `upstream` and back, `serving.ledger` writes its record (`requestlog`)
+before the answer leaves.
 """

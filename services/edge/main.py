@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from services.edge import parent, serve
-from services.edge.replica_writer import PartitionsChangedError
+from services.edge import parent
+from services.edge.replica.writer import PartitionsChangedError
+from services.edge.serving import process as serve
 from services.edge.settings import EdgeSettings
 from shared.process import Part, die_with_parent, run, until_signalled
 from shared.settings import EX_CONFIG, load
@@ -38,7 +39,7 @@ def _part(role: str, settings: EdgeSettings) -> Part:
     if role == "serving":
         return lambda stop: serve.run(settings, stop)
     # Imported here: a serving process must not even load a client of Kafka.
-    from services.edge import agent
+    from services.edge.agent import process as agent
 
     return lambda stop: agent.run(settings, stop)
 

@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
-from services.edge.serve import listen
+from services.edge.serving.process import listen
 from services.edge.settings import EdgeSettings
 from shared.settings import EX_CONFIG
 from shared.telemetry import Check, internal_server

@@ -20,8 +20,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from services.edge.http1 import METHODS
-from services.edge.paths import without_parameters
+from services.edge.http.head import METHODS
+from services.edge.http.paths import without_parameters
 
 BODY_MAX = 1024 * 1024
 TIMEOUT_SECONDS = 30.0

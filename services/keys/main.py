@@ -51,7 +51,7 @@ async def _api(settings: Settings) -> None:
 
 async def _worker(settings: Settings) -> None:
     from services.keys.worker import PUBLICATION, usage_consumer
-    from shared.relay import Relay
+    from shared.relay.loop import Relay
 
     relay = Relay(settings, settings.database, PUBLICATION)
     async with open_pool(settings.database, size=2) as pool:

@@ -15,7 +15,7 @@ from shared.events.keys import EVENTS, KeyState, OwnerState
 from shared.events.requests import KeyUsage
 from shared.eventstore import Stream, registry
 from shared.postgres import Connection
-from shared.publication import State
+from shared.relay.publication import State
 
 
 @dataclass(frozen=True)

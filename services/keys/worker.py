@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from services.keys import domain, store
 from services.keys.settings import Settings
-from shared.consumer import Consumer, Kind, Subscription
+from shared.consumer.intake import Event
+from shared.consumer.loop import Consumer, Kind, Subscription
 from shared.events.requests import KeyUsage
 from shared.events.topics import KEY_EVENTS, KEY_STATES, KEY_USAGE
-from shared.intake import Event
 from shared.postgres import Connection, Pool
-from shared.publication import Publication
+from shared.relay.publication import Publication
 
 PUBLICATION = Publication("keyledger/keys", KEY_EVENTS, KEY_STATES, store.states_of)
 

@@ -7,11 +7,11 @@ from typing import TypeVar
 
 from services.stats import domain, store
 from services.stats.settings import Settings
-from shared.consumer import Consumer, Kind, Subscription
+from shared.consumer.intake import Event
+from shared.consumer.loop import Consumer, Kind, Subscription
 from shared.events import EventData, keys, tickets
 from shared.events.requests import RequestEvent
 from shared.events.topics import KEY_EVENTS, REQUEST_EVENTS, TICKET_EVENTS
-from shared.intake import Event
 from shared.postgres import Connection, Pool
 
 Row = TypeVar("Row")

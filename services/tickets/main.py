@@ -32,7 +32,7 @@ async def _api(settings: Settings) -> None:
 
 async def _worker(settings: Settings) -> None:
     from services.tickets.worker import PUBLICATION
-    from shared.relay import Relay
+    from shared.relay.loop import Relay
 
     relay = Relay(settings, settings.database, PUBLICATION)
     async with internal_server(settings.internal_host, settings.internal_port, relay.checks()):

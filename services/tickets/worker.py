@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from shared.events.topics import TICKET_EVENTS
-from shared.publication import Publication
+from shared.relay.publication import Publication
 
 PUBLICATION = Publication("keyledger/tickets", TICKET_EVENTS)

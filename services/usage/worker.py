@@ -14,7 +14,7 @@ import structlog
 from services.usage import store
 from services.usage.domain import count
 from services.usage.settings import Settings
-from shared.consumer import Consumer, Kind, Subscription
+from shared.consumer.loop import Consumer, Kind, Subscription
 from shared.events import SPECVERSION, EventData
 from shared.events.requests import KeyUsage, RequestEvent, UsageMark
 from shared.events.topics import KEY_USAGE, REQUEST_EVENTS, USAGE_MARKS, Topic

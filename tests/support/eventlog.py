@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 from shared.events import EventData
 from shared.eventstore import Handled, Meta, NewEvent, Stream, handle, registry
 from shared.postgres import MIGRATIONS, Connection, Pool, migrate, open_pool, transaction
-from shared.publication import State
+from shared.relay.publication import State
 
 META = Meta(actor="test", request_id="r-1")
 

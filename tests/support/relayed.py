@@ -13,8 +13,8 @@ from shared.events.topics import Topic
 from shared.partitions import partition_for
 from shared.postgres import Pool
 from shared.process import die_with_parent, run, until_signalled
-from shared.publication import Publication
-from shared.relay import Relay
+from shared.relay.loop import Relay
+from shared.relay.publication import Publication
 from shared.settings import Base, load
 from shared.telemetry import configure_logging
 from tests.support.eventlog import rows, states_of

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from services.edge import clock
-from services.edge.requestlog import Note
-from services.edge.requestlog_reader import logs
+from services.edge.requestlog.reader import logs
+from services.edge.requestlog.writer import Note
 from shared.events.keys import Limits
 from shared.ids import new_secret
 from tests.integration.edge.upstream import Seen, Upstream, plain, read_body, then_close

@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from services.edge import clock
-from services.edge.replica_writer import ReplicaWriter, StateBatch
-from services.edge.requestlog import Record
-from services.edge.requestlog_reader import logs
+from services.edge.replica.writer import ReplicaWriter, StateBatch
+from services.edge.requestlog.reader import logs
+from services.edge.requestlog.writer import Record
 from shared.events import CloudEvent, EventData
 from shared.events.keys import Hash, Heartbeat, KeyState, Limits, OwnerState
 from shared.ids import new_secret

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from services.edge.replica import current
+from services.edge.replica.reader import current
 from shared.events.topics import KEY_STATES
 from tests.integration.edge_agent.world import EDGE, PARTITIONS, Platform, World, hash_of, key, owner, partition_of_key
 from tests.support.eventually import eventually

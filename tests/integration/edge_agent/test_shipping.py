@@ -11,14 +11,14 @@ import pytest
 
 from services.edge.clock import boot_ns, wall_ns
 from services.edge.limiter import Dump, Limiter
-from services.edge.requestlog import RequestLog
-from services.edge.requestlog_fold import restore
-from services.edge.requestlog_format import partition_of
-from services.edge.requestlog_reader import LogReader
+from services.edge.requestlog.format import partition_of
+from services.edge.requestlog.reader import LogReader
+from services.edge.requestlog.snapshot import restore
+from services.edge.requestlog.writer import RequestLog
+from shared.consumer.marks import START, Mark, close, take
 from shared.events.requests import LogClosed, RequestEvent, decode_request
 from shared.events.topics import REQUEST_EVENTS
 from shared.kafka import Record
-from shared.marks import START, Mark, close, take
 from tests.integration.edge_agent.world import EDGE, PARTITIONS, Platform, World, request
 from tests.support.eventually import eventually
 from tests.support.topics import adelete_topics, read_topic

@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from services.edge.clock import boot_ns, wall_ns
-from services.edge.replica import ReplicaReader
-from services.edge.requestlog import RequestLog
-from services.edge.requestlog_format import Record as LogRecord
+from services.edge.replica.reader import ReplicaReader
+from services.edge.requestlog.format import Record as LogRecord
+from services.edge.requestlog.writer import RequestLog
 from shared.events import CloudEvent, EventData
 from shared.events.keys import Hash, Heartbeat, KeyState, Limits, OwnerState
 from shared.events.requests import UsageMark

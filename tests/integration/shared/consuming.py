@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from shared.consumer import Consumer, Kind, Subscription
+from shared.consumer.intake import Event, Tolerance
+from shared.consumer.loop import Consumer, Kind, Subscription
 from shared.events.requests import RequestEvent
 from shared.events.topics import Topic
-from shared.intake import Event, Tolerance
 from shared.kafka import Message, Partition, Producer, ensure_topics
 from shared.partitions import partition_for
 from shared.postgres import MIGRATIONS, Connection, Pool, migrate, open_pool

@@ -13,9 +13,9 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from prometheus_client import REGISTRY
 
-from shared.consumer import Consumer, Subscription
+from shared.consumer.intake import RETENTION, Tolerance
+from shared.consumer.loop import Consumer, Subscription
 from shared.events.requests import RequestEvent
-from shared.intake import RETENTION, Tolerance
 from shared.kafka import Partition, Producer, ensure_topics
 from shared.postgres import Connection, open_pool
 from shared.settings import Base
@@ -205,7 +205,7 @@ async def test_consumer_without_its_database_leaves_the_group_and_comes_back_by_
     requests: Bench, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Away for longer than the pool waits for a connection. Meanwhile another consumer has all partitions."""
-    monkeypatch.setattr("shared.consumer._PATIENCE", 2.0)
+    monkeypatch.setattr("shared.consumer.loop._PATIENCE", 2.0)
     gate, log = Gate(database), Log()
     await gate.open()
     records = traffic(log, 50)
@@ -326,7 +326,7 @@ async def test_other_cluster_is_read_from_its_start_and_marks_drop_what_is_known
 async def test_running_consumer_notices_that_the_cluster_is_another(
     requests: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.consumer._LOOK_EVERY", 0.5)
+    monkeypatch.setattr("shared.consumer.loop._LOOK_EVERY", 0.5)
     log = Log()
     records = traffic(log, 100)
     await requests.ship(records)

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from shared.checkpoint import Checkpoint
 from shared.errors import Conflict, Unavailable
 from shared.events.topics import Topic
 from shared.kafka import Fenced, KafkaUnavailable, Message, Partition, Producer, Reader, ensure_topics
 from shared.postgres import Pool, connect
-from shared.publication import Publication
-from shared.relay import Relay
+from shared.relay.checkpoint import Checkpoint
+from shared.relay.loop import Relay
+from shared.relay.publication import Publication
 from shared.settings import Base
 from tests.support.eventlog import add, event_log, rows
 from tests.support.eventually import eventually
@@ -257,7 +257,7 @@ async def test_a_topic_that_was_emptied_is_filled_again(
 async def test_without_heartbeats_too_an_emptied_topic_is_noticed_and_filled_again(
     pool: Pool, database: str, kafka: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.relay._LOOK", 0.5)
+    monkeypatch.setattr("shared.relay.loop._LOOK", 0.5)
     async with _relay(database, kafka, replace(PUBLICATION, states_topic=None, states_of=None)):
         await add(pool, "a-1", *range(20))
         await eventually(lambda: published(pool), 60)

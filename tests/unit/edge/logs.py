@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
-from services.edge.requestlog import Record, RequestLog
-from services.edge.requestlog_format import partition_of
-from services.edge.requestlog_reader import Entry, LogReader, Position, logs
+from services.edge.requestlog.format import partition_of
+from services.edge.requestlog.reader import Entry, LogReader, Position, logs
+from services.edge.requestlog.writer import Record, RequestLog
 
 PARTITIONS = 3
 NOW = 10**15

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from services.edge.domain import Outcome, decide
-from services.edge.replica import ReplicaReader
-from services.edge.replica_writer import ReplicaWriter, StateBatch
+from services.edge.replica.reader import ReplicaReader
+from services.edge.replica.writer import ReplicaWriter, StateBatch
 from shared.events import CloudEvent, EventData
 from shared.events.keys import Hash, Heartbeat, KeyState, Limits, OwnerState
 

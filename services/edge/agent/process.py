@@ -1,0 +1,141 @@
+"""The edge's agent: one process beside the serving ones that talks to Kafka for them. It follows the key states into the
+replica, ships the request logs, deletes what is stored of them, and tells the keys service what this edge has applied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
+
+from prometheus_client import REGISTRY
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from typing_extensions import override
+
+from services.edge.agent.follower import Follower
+from services.edge.agent.markreader import MarkReader
+from services.edge.agent.retention import Sweeper
+from services.edge.agent.shipper import Shipper, first_of
+from services.edge.agent.status import StatusPublisher
+from services.edge.replica.writer import PartitionsChangedError, ReplicaWriter
+from services.edge.settings import EdgeSettings
+from shared.telemetry import Check, Checks, internal_server
+
+_DRAIN = 5.0
+
+
+async def run(settings: EdgeSettings, stop: asyncio.Event) -> None:
+    """Until `stop`; then what is in the logs is shipped, for 5 s at most, and the edge says that it has stopped.
+
+    Raises `PartitionsChangedError` when a topic or the replica has another number of partitions than the settings say.
+    """
+    try:
+        agent = Agent(settings)
+        REGISTRY.register(Figures(agent))
+        async with internal_server(settings.internal_host, settings.internal_port, agent.checks()):
+            await agent.run(stop)
+    except BaseExceptionGroup as group:
+        raise (contradiction(group) or group) from None
+
+
+def contradiction(group: BaseExceptionGroup[BaseException]) -> PartitionsChangedError | None:
+    """What a part found to contradict the settings, which no restart will mend; None: it ended for another reason."""
+    found, _ = group.split(PartitionsChangedError)
+    error = first_of(found) if found else None
+    return error if isinstance(error, PartitionsChangedError) else None
+
+
+class Agent:
+    """The agent's parts, and how they stand."""
+
+    def __init__(self, settings: EdgeSettings) -> None:
+        edge = settings.edge_id()
+        self._settings = settings
+        self._replica = ReplicaWriter.open(
+            settings.replica_path, partitions=settings.partitions, session=settings.session
+        )
+        self.follower = Follower(settings, self._replica, settings.alone_seconds)
+        self.status = StatusPublisher(settings, edge, self.follower)
+        self.follower.changed = self.status.wake
+        self.shipper = Shipper(settings, settings.logs_path)
+        self.marks = MarkReader(settings, settings.logs_path, self.shipper)
+        self.sweeper = Sweeper(self.shipper, settings.keep_seconds)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """All parts side by side; a part that fails ends the process, and its parent starts it anew."""
+        parts = (self.follower, self.status, self.shipper, self.marks, self.sweeper)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(part.run()) for part in parts]
+                await stop.wait()
+                # While the serving processes end, their replica is still followed.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self.shipper.drained(), _DRAIN)
+                for task in tasks:
+                    task.cancel()
+            await self.status.farewell()
+        finally:
+            await self.status.close()
+            self._replica.close()
+
+    def checks(self) -> Checks:
+        """The edge is ready with its replica: without Kafka it goes on with what it has."""
+        return {
+            "replica": lambda: Check(self.follower.ready, self.follower.problem or f"{self.follower.held} held"),
+            "shipping": lambda: Check(True, "connected" if self.shipper.connected else "no connection to Kafka"),
+            "marks": lambda: Check(True, self.marks.problem or "followed"),
+        }
+
+
+class Figures(Collector):
+    """The agent's figures, read when they are asked for."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    @override
+    def collect(self) -> Iterable[Metric]:
+        """The families, for the registry."""
+        yield from self._replica()
+        yield from self._logs()
+
+    def _replica(self) -> Iterable[Metric]:
+        follower = self._agent.follower
+        yield _gauge("replica_ready", "1 while the replica may be read", follower.ready)
+        yield _gauge(
+            "replica_reloading", "1 while a second copy is loaded, the first not being whole", follower.reloading
+        )
+        yield _gauge("replica_held", "Keys and owners in the replica", follower.held)
+        age = follower.freshness
+        yield _gauge(
+            "replica_age_seconds", "Age of the oldest partition's heartbeat", float("inf") if age is None else age
+        )
+        applied = GaugeMetricFamily("keyledger_edge_applied_position", "Position applied", labels=["partition"])
+        for partition, position in follower.applied[1].items():
+            applied.add_metric([str(partition)], position)
+        yield applied
+        yield _counter("malformed_states", "Records of key states that made no sense", follower.malformed)
+        yield _counter("status_sent", "Records sent to edge-status", self._agent.status.sent)
+
+    def _logs(self) -> Iterable[Metric]:
+        shipper, sweeper = self._agent.shipper, self._agent.sweeper
+        tails = shipper.tails.values()
+        yield _counter("shipped", "Records that Kafka acknowledged", shipper.shipped)
+        yield _gauge("unacknowledged", "Records read from the logs and not acknowledged by Kafka", shipper.waiting)
+        yield _gauge("unread_bytes", "Bytes of the logs that were not read yet", sum(tail.unread for tail in tails))
+        yield _gauge("oldest_unshipped_seconds", "Age of the oldest unacknowledged record", shipper.oldest_seconds)
+        yield _gauge("request_logs", "Request logs on disk", len(shipper.tails) + shipper.unreadable)
+        yield _gauge("unreadable_logs", "Request logs that can't be shipped", shipper.unreadable)
+        yield _gauge("damaged_records", "Damaged places in the logs on disk", sum(tail.damaged for tail in tails))
+        yield _counter("shipped_again", "Times that a log was begun again", shipper.again)
+        yield _counter("deleted_segments", "Segments deleted", sweeper.deleted)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"keyledger_edge_{name}", text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"keyledger_edge_{name}", text, value=value)

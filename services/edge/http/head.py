@@ -1,0 +1,261 @@
+"""HTTP/1.1 heads (RFC 9112), read strictly: one regular expression says what bytes a head may have, so that taking it apart
+at its line ends and first colons can go only one way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+
+import msgspec
+
+from services.edge.http.fields import (
+    CONNECTION,
+    DROP,
+    ENCODING,
+    EXPECT,
+    HOST,
+    KEY,
+    KINDS,
+    LENGTH,
+    PASS,
+    PLATFORM,
+    REQUEST_ID,
+    UPGRADE,
+    request_kind,
+    response_kind,
+)
+
+HEAD_END = b"\r\n\r\n"
+REQUEST_LINE_MAX = 8 * 1024
+HEADERS_MAX = 100
+HEADER_BLOCK_MAX = 32 * 1024
+RESPONSE_HEAD_MAX = 64 * 1024
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_METHODS = {name.encode(): name for name in METHODS}
+
+# The quantifiers are possessive: no input makes the match try twice (RFC 9110, sections 5.1 and 5.5).
+_FIELDS = rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n"
+_REQUEST = re.compile(rb"([A-Z]{1,32}+) ([\x21-\x7e]++) HTTP/1\.([01])\r\n" + _FIELDS)
+_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*+))?\r\n" + _FIELDS)
+# Of a head that has this form: its names and values, without the blanks before them.
+_TAKE_APART = re.compile(rb"([^:]++):[\t ]*+([^\r]*+)\r\n")
+_LONE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
+_LENGTH_DIGITS = 15
+_HOST = re.compile(rb"(?:[A-Za-z0-9.\-_]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5})?")
+
+Fields = list[tuple[bytes, bytes]]
+Known = list[list[bytes] | None]
+
+
+class BadMessage(Exception):  # noqa: N818 - what it is, not what we did wrong
+    """The peer does not speak HTTP/1.1 as the edge accepts it. `status` and `code` are what a client is told."""
+
+    def __init__(self, detail: str, status: int = 400, code: str = "bad_request") -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+
+
+class Framing(msgspec.Struct, frozen=True, gc=False):
+    """How long a body is: `length` bytes, or in chunks; neither: none in a request, until the end in a response."""
+
+    length: int | None = None
+    chunked: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether no byte of a body follows (in a request)."""
+        return not self.length and not self.chunked
+
+
+_NO_LENGTH = Framing()
+_CHUNKED = Framing(chunked=True)
+
+
+class RequestHead(msgspec.Struct, frozen=True, gc=False):
+    """A request's head. `fields` are those that may go on to an upstream; the others are taken out of the rest."""
+
+    method: str
+    target: bytes
+    minor: int
+    fields: Fields
+    framing: Framing
+    keep_alive: bool
+    host: bytes
+    keys: list[bytes]
+    request_ids: list[bytes]
+    expects_continue: bool
+    upgrade: bytes
+
+
+class ResponseHead(msgspec.Struct, frozen=True, gc=False):
+    """A response's head. `fields` are those that may go on to a client, `platform` the `Keyledger-` ones beside them.
+
+    `bodiless`: no body follows, whatever `framing` declares (RFC 9112, section 6.3).
+    """
+
+    status: int
+    reason: bytes
+    minor: int
+    fields: Fields
+    platform: Fields
+    framing: Framing
+    bodiless: bool
+    keep_alive: bool
+
+
+def parse_request(head: bytes) -> RequestHead:
+    """The request whose head, with the empty line at its end, is `head`; raises BadMessage."""
+    line = head.index(b"\r\n")
+    if line > REQUEST_LINE_MAX:
+        raise BadMessage("The request line is too long", 414)
+    if len(head) - line > HEADER_BLOCK_MAX:
+        raise BadMessage("The headers are too large", 431)
+    match = _REQUEST.fullmatch(head)
+    if match is None:
+        raise BadMessage("The request head is malformed")
+    method, target, version = match.groups()
+    name = _METHODS.get(method)
+    if name is None:
+        raise BadMessage("The method is not supported", 501, "not_implemented")
+    fields = _TAKE_APART.findall(head, line + 2)
+    if len(fields) > HEADERS_MAX:
+        raise BadMessage("There are too many headers", 431)
+    passed, known = _sorted(fields, request_kind)
+    minor = 1 if version == b"1" else 0
+    if minor == 0 and known[ENCODING]:
+        raise BadMessage("HTTP/1.0 knows no Transfer-Encoding")
+    close, named = _connection(known[CONNECTION])
+    upgrade = known[UPGRADE]
+    return RequestHead(
+        method=name,
+        target=target,
+        minor=minor,
+        fields=_without(passed, named) if named else passed,
+        framing=_framing(known),
+        keep_alive=minor == 1 and not close,
+        host=_host(known[HOST], minor),
+        keys=known[KEY] or [],
+        request_ids=known[REQUEST_ID] or [],
+        expects_continue=minor == 1 and _expectation(known[EXPECT]),
+        upgrade=b",".join(upgrade).lower() if upgrade else b"",
+    )
+
+
+def parse_response(head: bytes, method: str) -> ResponseHead:
+    """The response to a request of `method` whose head, with the empty line at its end, is `head`; raises BadMessage."""
+    match = _RESPONSE.fullmatch(head)
+    if match is None:
+        raise BadMessage("The response head is malformed")
+    version, code, reason = match.groups()
+    fields = _TAKE_APART.findall(head, head.index(b"\r\n") + 2)
+    if len(fields) > HEADERS_MAX:
+        raise BadMessage("The response has too many headers")
+    passed, known = _sorted(fields, response_kind)
+    minor = 1 if version == b"1" else 0
+    if minor == 0 and known[ENCODING]:
+        raise BadMessage("HTTP/1.0 knows no Transfer-Encoding")
+    close, named = _connection(known[CONNECTION])
+    status = int(code)
+    return ResponseHead(
+        status=status,
+        reason=reason or b"",
+        minor=minor,
+        fields=_without(passed, named) if named else passed,
+        platform=[field for field in fields if response_kind(field[0]) == PLATFORM] if known[PLATFORM] else [],
+        framing=_framing(known),
+        bodiless=method == "HEAD" or status < 200 or status in {204, 304},
+        keep_alive=minor == 1 and not close,
+    )
+
+
+def check_beginning(head: bytes, new: int) -> None:
+    """Raises BadMessage for what can't become a request head any more.
+
+    `head` is what has arrived of it; the bytes before `new` were checked before.
+    """
+    check_lines(head, max(0, new - 1))
+    line = head.find(b"\r\n")
+    if (line if line >= 0 else len(head)) > REQUEST_LINE_MAX:
+        raise BadMessage("The request line is too long", 414)
+    if line >= 0 and len(head) - line > HEADER_BLOCK_MAX:
+        raise BadMessage("The headers are too large", 431)
+
+
+def check_lines(head: bytes, start: int) -> None:
+    """Raises BadMessage when a line beyond `start` ends with anything but CR LF; the last byte may be a lone CR yet."""
+    if _LONE_LINE_END.search(head, start):
+        raise BadMessage("A line does not end with CR LF")
+
+
+def _sorted(fields: Fields, kind_of: Callable[[bytes], int]) -> tuple[Fields, Known]:
+    """The fields that pass, and the values of those that are read, by kind."""
+    passed: Fields = []
+    known: Known = [None] * KINDS
+    for field in fields:
+        kind = kind_of(field[0])
+        if kind == PASS:
+            passed.append(field)
+        elif kind != DROP:
+            value = field[1].rstrip(b" \t")
+            values = known[kind]
+            if values is None:
+                known[kind] = [value]
+            else:
+                values.append(value)
+    return passed, known
+
+
+def _without(fields: Fields, named: frozenset[bytes]) -> Fields:
+    """The fields that Connection does not name: those were meant for us alone (RFC 9110, section 7.6.1)."""
+    return [field for field in fields if field[0].lower() not in named]
+
+
+def _framing(known: Known) -> Framing:
+    lengths, encodings = known[LENGTH], known[ENCODING]
+    if encodings is not None:
+        if lengths is not None or len(encodings) != 1 or encodings[0].lower() != b"chunked":
+            raise BadMessage("The length of the body is ambiguous")
+        return _CHUNKED
+    if lengths is None:
+        return _NO_LENGTH
+    if len(lengths) != 1 or len(lengths[0]) > _LENGTH_DIGITS or not lengths[0].isdigit():
+        raise BadMessage("The length of the body is ambiguous")
+    return Framing(length=int(lengths[0]))
+
+
+def _connection(values: list[bytes] | None) -> tuple[bool, frozenset[bytes]]:
+    """Whether the connection ends with this message, and which headers were meant for us alone."""
+    return _NOTHING if values is None else _options(values[0] if len(values) == 1 else b",".join(values))
+
+
+_NOTHING: tuple[bool, frozenset[bytes]] = (False, frozenset())
+
+
+@lru_cache(maxsize=256)
+def _options(value: bytes) -> tuple[bool, frozenset[bytes]]:
+    options = frozenset(option.strip(b" \t").lower() for option in value.split(b","))
+    return b"close" in options, options - {b"close", b"keep-alive"}
+
+
+def _host(values: list[bytes] | None, minor: int) -> bytes:
+    if values is None and minor == 0:
+        return b""
+    if values is None or len(values) != 1 or not _is_host(values[0]):
+        raise BadMessage("There must be exactly one valid Host")
+    return values[0]
+
+
+@lru_cache(maxsize=1024)
+def _is_host(value: bytes) -> bool:
+    return _HOST.fullmatch(value) is not None
+
+
+def _expectation(values: list[bytes] | None) -> bool:
+    if values is None:
+        return False
+    if len(values) != 1 or values[0].lower() != b"100-continue":
+        raise BadMessage("The expectation is unknown", 417)
+    return True

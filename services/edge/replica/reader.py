@@ -1,0 +1,176 @@
+"""The edge's copy of all key and owner states, as a serving process reads it: LMDB, without locks, shared by all processes.
+
+Its files are in `replica_files`, writing it in `replica_writer`, the rules by which it changes in `replica_draft`, what
+comes from Kafka in `replica_states`: a serving process needs only the first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import lmdb
+import msgspec
+
+from services.edge.clock import SECOND, boot_id, boot_ns
+from services.edge.domain import KeyState, OwnerState
+from services.edge.replica.files import META, Environment, Meta, current, decode_meta
+from services.edge.replica.readiness import Beat
+
+_CACHED_STATES = 20_000
+# Who could not be told that its environment was replaced, since that is damaged, finds out after so long.
+_LOOK_NS = SECOND
+_decode_key = msgspec.msgpack.Decoder(KeyState).decode
+_decode_owner = msgspec.msgpack.Decoder(OwnerState).decode
+
+
+class ReplicaStatus(NamedTuple):
+    """Whether the replica may be read, and how fresh it is.
+
+    `fresh_ns`: when the last heartbeat came in the partition that has waited longest for one (boot clock); 0 when one had
+    none in this boot. `complete`: it once held all there was. `beats`: each partition's last heartbeat.
+    """
+
+    ready: bool
+    fresh_ns: int
+    complete: bool
+    beats: tuple[Beat | None, ...]
+
+
+class ReplicaUnreadableError(Exception):
+    """The replica, that was there, can't be read now."""
+
+
+NOTHING = ReplicaStatus(ready=False, fresh_ns=0, complete=False, beats=())
+
+
+class ReplicaReader:
+    """Looks keys up. Works from the start, also before there is a replica; to be used by one thread.
+
+    `session` names this run of the edge, the same for all its processes: only what the agent declared ready in it is.
+    """
+
+    def __init__(self, path: Path, session: str = "") -> None:
+        self._path = path
+        self._session = session
+        self._boot_id = boot_id()
+        self._environment: Environment | None = None
+        self._keys: dict[bytes, KeyState] = {}
+        self._owners: dict[bytes, OwnerState] = {}
+        self._found: dict[bytes, tuple[KeyState, OwnerState | None]] = {}
+        self._found_in = -1
+        self._seen: bytes | None = None
+        self._status = NOTHING
+        self._looked = 0
+
+    def status(self) -> ReplicaStatus:
+        """How the replica is now. Follows it to another environment. Cheap: for each turn of the event loop."""
+        if boot_ns() - self._looked > _LOOK_NS:
+            self._look()
+        try:
+            raw = self._read_meta()
+        except (lmdb.Error, ReplicaUnreadableError):
+            self.close()
+            return NOTHING
+        if raw != self._seen:
+            self._take(raw)
+        return self._status
+
+    def lookup(self, key_hash: bytes) -> tuple[KeyState, OwnerState | None] | None:
+        """The key known by a SHA-256 hash and its owner, as of one moment; None when no key has it.
+
+        Raises `ReplicaUnreadableError` when the replica, that was there, can't be read.
+        """
+        try:
+            environment = self._environment or self._open()
+            if environment is None:
+                return None
+            transaction = environment.begin()
+            try:
+                # As long as nothing was written since, what was found before is still so.
+                moment = transaction.id()
+                if moment != self._found_in:
+                    self._found_in = moment
+                    self._found.clear()
+                found = self._found.get(key_hash) or self._find(environment, transaction, key_hash)
+                if found is not None and len(self._found) < _CACHED_STATES:
+                    self._found[key_hash] = found
+                return found
+            finally:
+                transaction.abort()
+        except (lmdb.Error, msgspec.MsgspecError) as error:
+            self.close()
+            raise ReplicaUnreadableError(str(error)) from error
+
+    def close(self) -> None:
+        """Lets go of the environment; the next use opens it again."""
+        if self._environment is not None:
+            self._environment.close()
+        self._environment, self._seen, self._status = None, None, NOTHING
+        self._found_in = -1
+
+    def _find(
+        self, environment: Environment, transaction: lmdb.Transaction[bytes], key_hash: bytes
+    ) -> tuple[KeyState, OwnerState | None] | None:
+        get = transaction.get
+        key_id = get(key_hash, None, environment.hashes)
+        raw = None if key_id is None else get(key_id, None, environment.keys)
+        if raw is None:
+            return None
+        key = self._keys.get(raw)
+        if key is None:
+            key = _remember(self._keys, raw, _decode_key(raw))
+        raw = get(key.owner_id.to_bytes(8, "big"), None, environment.owners)
+        if raw is None:
+            return key, None
+        owner = self._owners.get(raw)
+        return key, _remember(self._owners, raw, _decode_owner(raw)) if owner is None else owner
+
+    def _look(self) -> None:
+        self._looked = boot_ns()
+        path = current(self._path)
+        if self._environment is not None and path is not None and path.name != self._environment.path.name:
+            self.close()
+
+    def _read_meta(self) -> bytes | None:
+        environment = self._environment or self._open()
+        if environment is None:
+            return None
+        transaction = environment.begin()
+        try:
+            return transaction.get(META, None, environment.meta)
+        finally:
+            transaction.abort()
+
+    def _take(self, raw: bytes | None) -> None:
+        meta = decode_meta(raw)
+        if meta is not None and meta.replaced:
+            self.close()
+            raw = self._read_meta()
+            meta = decode_meta(raw)
+        self._seen = raw
+        self._status = NOTHING if meta is None or meta.replaced else self._judge(meta)
+
+    def _judge(self, meta: Meta) -> ReplicaStatus:
+        fresh_ns = min(meta.beat_ns) if meta.boot_id == self._boot_id else 0
+        return ReplicaStatus(meta.ready and meta.session == self._session, fresh_ns, meta.complete, meta.beats)
+
+    def _open(self) -> Environment | None:
+        path = current(self._path)
+        if path is None:
+            return None
+        try:
+            self._environment = Environment.open(path, readonly=True)
+        except lmdb.Error as error:
+            raise ReplicaUnreadableError(str(error)) from error
+        return self._environment
+
+
+State = TypeVar("State", KeyState, OwnerState)
+
+
+def _remember(cache: dict[bytes, State], raw: bytes, state: State) -> State:
+    if len(cache) >= _CACHED_STATES:
+        cache.clear()
+    cache[raw] = state
+    return state

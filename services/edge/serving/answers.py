@@ -1,0 +1,127 @@
+"""What the edge itself answers: problems (RFC 9457) with a stable code, and the limits' headers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+from operator import itemgetter
+
+from services.edge.clock import SECOND, wall_ns
+from services.edge.domain import Outcome
+from services.edge.domain import problem as problem_of
+from services.edge.http.head import BadMessage
+from services.edge.limiter import Verdict
+
+_BOUNDS = itemgetter(0, 1, 2)
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+# An edge that is not ready is, within seconds, or somebody must look.
+RETRY_AFTER_SECONDS = 2
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer of the edge's own. `fields` are header lines, each ended; a problem's `body` is made for each request."""
+
+    status: int
+    code: str
+    title: str = ""
+    fields: bytes = b""
+    detail: str | None = None
+    content: bytes | None = None
+
+    def encode(self, request_id: bytes, more: bytes, *, to_head: bool) -> bytes:
+        """The whole answer, with the header lines `more` in it; without its body when the method was HEAD, or at 304."""
+        body = self._problem(request_id) if self.content is None else self.content
+        head = b"HTTP/1.1 %d %b\r\nDate: %b\r\n%bX-Request-ID: %b\r\nContent-Length: %d\r\n%b\r\n" % (
+            self.status,
+            _REASONS[self.status],
+            _date(wall_ns() // SECOND),
+            self.fields,
+            request_id,
+            len(body),
+            more,
+        )
+        return head if to_head or self.status == HTTPStatus.NOT_MODIFIED else head + body
+
+    def _problem(self, request_id: bytes) -> bytes:
+        members = {"type": "about:blank", "title": self.title, "status": self.status, "code": self.code}
+        members["request_id"] = request_id.decode()
+        if self.detail:
+            members["detail"] = self.detail
+        return json.dumps(members).encode()
+
+
+_PROBLEM_FIELDS = b"Content-Type: application/problem+json\r\nCache-Control: no-store\r\n"
+
+
+def problem(status: int, code: str, title: str, *, detail: str | None = None, fields: bytes = b"") -> Answer:
+    """A problem detail."""
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        fields += b"Retry-After: %d\r\n" % RETRY_AFTER_SECONDS
+    return Answer(status, code, title, _PROBLEM_FIELDS + fields, detail)
+
+
+def _refusal(outcome: Outcome) -> Answer:
+    status, code, title = problem_of(outcome)
+    challenge = b"WWW-Authenticate: ApiKey\r\n" if status == HTTPStatus.UNAUTHORIZED else b""
+    return problem(status, code, title, fields=challenge)
+
+
+REFUSALS = {outcome: _refusal(outcome) for outcome in Outcome if outcome is not Outcome.allowed}
+NOT_FOUND = problem(404, "not_found", "Not found")
+TOO_LARGE = problem(413, "too_large", "Request body too large")
+NO_UPGRADE = problem(501, "not_implemented", "Not implemented", detail="Connections are not upgraded.")
+BAD_GATEWAY = problem(502, "bad_gateway", "The upstream gave no valid answer")
+GATEWAY_TIMEOUT = problem(504, "gateway_timeout", "The upstream did not answer in time")
+INTERNAL = problem(500, "internal", "Internal server error")
+UNAVAILABLE = problem(503, "unavailable", "Temporarily unavailable")
+REQUEST_TIMEOUT = problem(408, "timeout", "The request did not arrive in time")
+
+
+def method_not_allowed(allowed: list[str]) -> Answer:
+    """405 with the methods that are."""
+    allow = b"Allow: %b\r\n" % ", ".join(allowed).encode()
+    return problem(405, "method_not_allowed", "Method not allowed", fields=allow)
+
+
+def malformed(error: BadMessage) -> Answer:
+    """What a client is told whose request can't be read."""
+    title = _REASONS[error.status].decode()
+    return problem(error.status, error.code, title, detail=str(error))
+
+
+def limit_fields(verdict: Verdict, boot_ns: int, wall_ns: int) -> bytes:
+    """The header lines that tell of the limits (API documentation, Rate Limits; draft-ietf-httpapi-ratelimit-headers-11).
+
+    Empty for a key without limits. Who waits for X-RateLimit-Reset, whole seconds rounded up, comes late enough.
+    """
+    if verdict.limit is None:
+        return b""
+    wait_ns = max(0, verdict.reset_ns - boot_ns)
+    reset = -((wall_ns + wait_ns) // -SECOND)
+    wait = -(wait_ns // -SECOND)
+    shown = next(p[0] for p in verdict.policies if p[1] == verdict.limit and p[4] == verdict.reset_ns)
+    fields = (
+        f"X-RateLimit-Limit: {verdict.limit}\r\nX-RateLimit-Remaining: {verdict.remaining}\r\n"
+        f"X-RateLimit-Reset: {reset}\r\n"
+        f"RateLimit-Policy: {_policy(tuple(map(_BOUNDS, verdict.policies)))}\r\n"
+        f'RateLimit: "{shown}";r={verdict.remaining};t={wait}\r\n'
+    )
+    if not verdict.allowed:
+        # The reset is a whole second: counted from now, it may be one more than the wait.
+        fields += f"Retry-After: {max(1, -((reset * SECOND - wall_ns) // -SECOND))}\r\n"
+    return fields.encode()
+
+
+@lru_cache(maxsize=4096)
+def _policy(windows: tuple[tuple[str, int, int], ...]) -> str:
+    return ", ".join(f'"{name}";q={limit};w={seconds}' for name, limit, seconds in windows)
+
+
+@lru_cache(maxsize=2)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()

@@ -1,0 +1,360 @@
+"""A connection of a client: requests are read one at a time and answered in order. What comes after a request waits in the
+socket until its answer is complete; what can't be read ends the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from typing import Protocol, cast
+
+import structlog
+from typing_extensions import override
+
+from services.edge.clock import SECOND, boot_ns, wall_ns
+from services.edge.http.body import BodyReader, LengthReader, request_reader
+from services.edge.http.head import HEAD_END, BadMessage, RequestHead, check_beginning, parse_request
+from services.edge.serving import answers
+from services.edge.serving.answers import Answer
+from services.edge.serving.exchange import NEVER, Edge, Exchange
+from services.edge.serving.gate import Passage
+
+# So much of a body that nobody wants is read to keep a connection.
+_UNWANTED_MAX = 64 * 1024
+_LINGER_NS = 5 * SECOND
+_log = structlog.get_logger()
+
+
+class _State(Enum):
+    HEAD = "head"
+    EXCHANGE = "exchange"
+    UNWANTED = "unwanted"
+    CLOSING = "closing"
+
+
+# A global is looked up faster than an enumeration's member.
+_HEAD = _State.HEAD
+_EXCHANGE = _State.EXCHANGE
+_UNWANTED = _State.UNWANTED
+_CLOSING = _State.CLOSING
+
+
+class Home(Protocol):
+    """What all connections of a serving process share."""
+
+    edge: Edge
+    draining: bool
+
+    def crowded(self) -> bool:
+        """Whether there are more connections than may be."""
+
+    def add(self, connection: ClientConnection) -> None:
+        """Takes care of a connection."""
+
+    def discard(self, connection: ClientConnection) -> None:
+        """Forgets a connection that is gone."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """One connection of a client."""
+
+    def __init__(self, clients: Home) -> None:
+        self._clients = clients
+        self._edge = clients.edge
+        self._transport: asyncio.Transport | None = None
+        self._address: str | None = None
+        self._state = _HEAD
+        self._buffer = b""
+        self._request: RequestHead | None = None
+        self._reader: BodyReader | None = None
+        self._exchange: Exchange | None = None
+        self._deadline_ns = NEVER
+        self._held = False
+        self._waits = False
+        self._paused = False
+        self._full = False
+
+    # asyncio
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: a client has connected."""
+        self._transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self._address = _address(peer)
+        self._deadline_ns = self._in(self._edge.settings.head_seconds)
+        self._clients.add(self)
+        if self._clients.crowded():
+            self._refuse(answers.UNAVAILABLE, "crowded")
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the connection is gone."""
+        self._transport = None
+        self._clients.discard(self)
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.client_lost()
+
+    @override
+    def eof_received(self) -> None:
+        """asyncio: the client sends no more. As nginx does, we take it for gone: its answer would reach nobody."""
+
+    @override
+    def pause_writing(self) -> None:
+        """asyncio: the client does not keep up. It gets no other answer before it has taken these."""
+        self._full = True
+        self._regulate()
+        self._deadline_ns = self._in(self._edge.settings.body_idle_seconds)
+        if self._exchange is not None:
+            self._exchange.client_full(full=True)
+
+    @override
+    def resume_writing(self) -> None:
+        """asyncio: the client has caught up."""
+        self._full = False
+        if self._state is _HEAD:
+            self._go_on()
+        else:
+            self._regulate()
+        if self._state is _EXCHANGE:
+            self._deadline_ns = NEVER if self._reader is None else self._in(self._edge.settings.body_idle_seconds)
+        if self._exchange is not None:
+            self._exchange.client_full(full=False)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        """asyncio: bytes from the client."""
+        try:
+            self._received(data)
+        except Exception:
+            _log.exception("a request could not be handled")
+            self._broken()
+
+    # The exchange's side
+
+    def write(self, data: bytes) -> None:
+        """Sends bytes of the answer."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def hold(self, *, hold: bool) -> None:
+        """Stops reading the body, or goes on."""
+        self._held = hold
+        if self._reader is not None:
+            # While we don't read, it is not the client that is slow.
+            self._deadline_ns = NEVER if hold else self._in(self._edge.settings.body_idle_seconds)
+        self._regulate()
+
+    def may_keep(self) -> bool:
+        """Whether the connection can go on after this exchange: not with much of a body left that nobody wants."""
+        if self._clients.draining or self._request is None or not self._request.keep_alive:
+            return False
+        reader = self._reader
+        return reader is None or (isinstance(reader, LengthReader) and reader.left <= _UNWANTED_MAX)
+
+    def finished(self, *, keep: bool) -> None:
+        """The answer is complete."""
+        self._exchange = None
+        self._held = False
+        if not keep:
+            self._close()
+        elif self._reader is not None:
+            self._state = _UNWANTED
+            self._regulate()
+        else:
+            self._next()
+
+    def abort(self) -> None:
+        """Drops the connection."""
+        self._state = _CLOSING
+        if self._transport is not None:
+            self._transport.abort()
+
+    # Time
+
+    def sweep(self, now_ns: int, *, recheck: bool) -> None:
+        """Ends what has waited too long."""
+        exchange = self._exchange
+        if now_ns >= self._deadline_ns:
+            self._expire()
+        elif exchange is not None and now_ns >= exchange.deadline_ns:
+            exchange.expire()
+        elif exchange is not None and recheck:
+            exchange.recheck()
+
+    def drain(self) -> None:
+        """Ends the connection unless a request is under way."""
+        if self._state in {_HEAD, _UNWANTED} and not self._buffer:
+            self._close()
+
+    def _expire(self) -> None:
+        exchange = self._exchange
+        if exchange is not None and exchange.waiting:
+            exchange.client_failed(answers.REQUEST_TIMEOUT)
+            self._deadline_ns = self._in(self._edge.settings.body_idle_seconds)
+        elif self._state is _HEAD and self._buffer:
+            self._refuse(answers.REQUEST_TIMEOUT, "timeout")
+        elif self._state is _HEAD:
+            self._close()
+        else:
+            self.abort()
+
+    # Reading
+
+    def _received(self, data: bytes) -> None:
+        if self._state is _HEAD:
+            self._head(data)
+        elif self._state is _CLOSING:
+            return
+        elif self._reader is not None:
+            self._body(self._reader, data)
+        else:
+            self._wait(data)
+
+    def _head(self, data: bytes) -> None:
+        checked = len(self._buffer)
+        if checked:
+            data = self._buffer + data
+        try:
+            end = data.find(HEAD_END, max(0, checked - 3))
+            if end < 0:
+                check_beginning(data, checked)
+                if not checked:
+                    self._deadline_ns = self._in(self._edge.settings.head_seconds)
+                self._buffer = data
+                return
+            request = parse_request(data[: end + 4])
+            passage = self._edge.gate.judge(request, self._address, boot_ns(), wall_ns())
+        except BadMessage as error:
+            self._refuse(answers.malformed(error), error.code)
+            return
+        self._buffer = b""
+        self._begin(request, passage, data[end + 4 :])
+
+    def _begin(self, request: RequestHead, passage: Passage, rest: bytes) -> None:
+        self._state = _EXCHANGE
+        self._request = request
+        exchange = self._exchange = Exchange(self._edge, self, request, passage)
+        if request.framing.empty:
+            self._deadline_ns = NEVER
+            if rest:
+                self._wait(rest)
+        else:
+            reader = self._reader = request_reader(request.framing)
+            self._deadline_ns = self._in(self._edge.settings.body_idle_seconds)
+            if rest:
+                self._body(reader, rest)
+        exchange.start()
+
+    def _body(self, reader: BodyReader, data: bytes) -> None:
+        exchange = self._exchange
+        try:
+            body, rest = reader.feed(data)
+        except BadMessage as error:
+            self._malformed_body(error)
+            return
+        self._deadline_ns = NEVER if reader.done else self._in(self._edge.settings.body_idle_seconds)
+        if reader.done:
+            self._reader = None
+        if rest:
+            self._wait(rest)
+        if exchange is None:
+            if reader.done:
+                self._next()
+            return
+        if body:
+            exchange.request_body(body)
+        if reader.done:
+            exchange.request_end()
+
+    def _malformed_body(self, error: BadMessage) -> None:
+        if self._exchange is not None:
+            self._exchange.client_failed(answers.malformed(error))
+        else:
+            self.abort()
+
+    def _wait(self, data: bytes) -> None:
+        """Keeps the beginning of the next request until this one is answered."""
+        self._buffer += data
+        self._waits = True
+        self._regulate()
+
+    def _next(self) -> None:
+        self._state = _HEAD
+        self._request = None
+        self._waits = False
+        if self._clients.draining:
+            self._close()
+            return
+        if self._full:
+            self._deadline_ns = self._in(self._edge.settings.body_idle_seconds)
+            self._regulate()
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._deadline_ns = self._in(self._edge.settings.idle_seconds)
+        if self._buffer:
+            # Not from here: a thousand requests in a row would be a thousand calls deep.
+            asyncio.get_running_loop().call_soon(self._resume)
+        elif self._paused:
+            self._regulate()
+
+    def _resume(self) -> None:
+        if self._state is _HEAD and self._transport is not None and self._buffer and not self._full:
+            data, self._buffer = self._buffer, b""
+            self._regulate()
+            self.data_received(data)
+
+    def _regulate(self) -> None:
+        busy = self._state is _EXCHANGE and (self._held or self._waits)
+        pause = busy or (self._full and self._state in {_HEAD, _UNWANTED})
+        if self._transport is None or pause is self._paused or self._transport.is_closing():
+            return
+        self._paused = pause
+        if pause:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    # Ending
+
+    def _refuse(self, answer: Answer, reason: str) -> None:
+        """Answers what is no request, or not in time, and ends the connection."""
+        self._edge.metrics.unmetered(reason)
+        request_id = self._edge.gate.new_id().encode()
+        self.write(answer.encode(request_id, b"Connection: close\r\n", to_head=False))
+        self._linger()
+
+    def _close(self) -> None:
+        if self._reader is not None or self._buffer:
+            self._linger()
+        elif self._transport is not None:
+            self._state = _CLOSING
+            self._deadline_ns = self._in(self._edge.settings.body_idle_seconds)
+            self._transport.close()
+
+    def _linger(self) -> None:
+        """Ends our side only: closing with bytes unread would make the kernel take our answer back (RFC 9112, 9.6)."""
+        self._state = _CLOSING
+        self._buffer = b""
+        self._regulate()
+        self._deadline_ns = boot_ns() + _LINGER_NS
+        if self._transport is not None:
+            self._transport.write_eof()
+
+    def _broken(self) -> None:
+        if self._exchange is not None and self._exchange.waiting:
+            self._exchange.client_failed(answers.INTERNAL)
+        else:
+            self.abort()
+
+    def _in(self, seconds: float) -> int:
+        return boot_ns() + int(seconds * SECOND)
+
+
+def _address(peer: object) -> str | None:
+    if not isinstance(peer, tuple):
+        return None
+    return str(peer[0]).removeprefix("::ffff:")

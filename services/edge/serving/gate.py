@@ -1,0 +1,222 @@
+"""The gate: what is to become of a request, before anything is done about it. Finds the route, knows the key, judges,
+counts against the limits; all in memory and the replica, without waiting for anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from random import Random
+
+import msgspec
+
+from services.edge.clock import MILLISECOND, SECOND
+from services.edge.domain import KeyState, Outcome, decide, metered
+from services.edge.http import paths
+from services.edge.http.head import BadMessage, RequestHead
+from services.edge.limiter import Limiter, Verdict
+from services.edge.replica.reader import ReplicaReader, ReplicaStatus, ReplicaUnreadableError
+from services.edge.routes import Route, Table
+from services.edge.serving import answers
+from services.edge.serving.answers import Answer
+from services.edge.serving.documents import Document
+from services.edge.settings import EdgeSettings
+from shared.ids import hash_secret, well_formed
+
+_ENDPOINT_MAX = 512
+_REFUSALS_PER_SECOND = 20
+_STATUS_NS = MILLISECOND
+_CORRELATION = re.compile(rb"[\x21-\x7e]{1,128}")
+_ALLOWED = Outcome.allowed
+_REFUSED = frozenset({401, 403, 429})
+
+
+class Passage(msgspec.Struct, eq=False, gc=False):
+    """One request's way through the gate, and all that its record tells later.
+
+    `answer`: the edge answers this itself. `metered`: the answer, whichever it will be, gets a row; `noted`: the log
+    already holds a note of the admission. `close`: the connection ends with the answer.
+    """
+
+    request_id: str
+    correlation_id: str | None
+    address: str | None
+    method: str
+    endpoint: str
+    admitted_ns: int
+    time_ns: int
+    route: Route | None = None
+    key: KeyState | None = None
+    key_hash: bytes = b""
+    outcome: Outcome | None = None
+    verdict: Verdict | None = None
+    answer: Answer | None = None
+    metered: bool = False
+    noted: bool = False
+    close: bool = False
+    reason: str = ""
+
+    @property
+    def route_name(self) -> str:
+        """The route's name, empty when none claims the path."""
+        return self.route.name if self.route else ""
+
+    def limit_fields(self) -> bytes:
+        """The header lines that tell of the limits: none on 401 and without a key."""
+        if self.verdict is None:
+            return b""
+        return answers.limit_fields(self.verdict, self.admitted_ns, self.time_ns)
+
+
+class Gate:
+    """Judges requests. `writable` says whether a record could be written now."""
+
+    def __init__(
+        self,
+        settings: EdgeSettings,
+        table: Table,
+        replica: ReplicaReader,
+        limiter: Limiter,
+        public: Mapping[str, Document],
+        writable: Callable[[], bool],
+    ) -> None:
+        self._table = table
+        self._replica = replica
+        self._limiter = limiter
+        self._writable = writable
+        self._documents = public
+        self._stale_ns = int(settings.stale_seconds * SECOND)
+        self._refuse_ns = int(settings.strict_seconds * SECOND) if settings.mode == "strict" else None
+        self._refusals = _Refusals()
+        self._status = replica.status()
+        self._status_ns = 0
+        # Ids need to be unique, not secret.
+        self._random = Random()  # noqa: S311
+
+    def new_id(self) -> str:
+        """A fresh request id: 32 hex digits."""
+        return self._random.getrandbits(128).to_bytes(16, "big").hex()
+
+    def judge(self, request: RequestHead, address: str | None, boot_ns: int, wall_ns: int) -> Passage:
+        """What becomes of a request; raises BadMessage when its target can't be trusted to mean one path."""
+        path, meant = paths.split(request.target)
+        try:
+            route = self._table.match(meant)
+        except LookupError:
+            raise BadMessage("The path is ambiguous") from None
+        correlation = _correlation(request.request_ids)
+        passage = Passage(
+            self.new_id(), correlation, address, request.method, path[:_ENDPOINT_MAX], boot_ns, wall_ns, route
+        )
+        document = self._documents.get(meant)
+        if document is not None:
+            return self._public(passage, request, document)
+        if route is not None and route.public:
+            passage.reason = "public"
+            return passage
+        self._authenticate(passage, request.keys)
+        return passage
+
+    def still_allowed(self, passage: Passage, wall_ns: int) -> bool:
+        """Whether the key of a request under way would be let in now, but for the limits."""
+        if passage.key is None or passage.route is None:
+            return True
+        try:
+            found = self._replica.lookup(passage.key_hash)
+        except ReplicaUnreadableError:
+            return True
+        key, owner = found if found else (None, None)
+        permission = passage.route.permission(passage.method)
+        address, key_hash = passage.address, passage.key_hash
+        outcome = decide(key, owner, key_hash, wall_ns=wall_ns, address=address, permission=permission)
+        return outcome in {Outcome.allowed, Outcome.not_ready}
+
+    def _public(self, passage: Passage, request: RequestHead, document: Document) -> Passage:
+        passage.reason = "public"
+        readable = request.method in {"GET", "HEAD"}
+        passage.answer = document.answer(request.fields) if readable else answers.method_not_allowed(["GET", "HEAD"])
+        return passage
+
+    def _authenticate(self, passage: Passage, keys: list[bytes]) -> None:
+        secret = keys[0].decode("latin-1") if len(keys) == 1 else ""
+        if not well_formed(secret):
+            return self._refuse(passage, Outcome.malformed if keys else Outcome.missing)
+        status = self._replica_status(passage.admitted_ns)
+        age_ns = passage.admitted_ns - status.fresh_ns
+        if not status.ready or (self._refuse_ns is not None and age_ns > self._refuse_ns) or not self._writable():
+            return self._refuse(passage, Outcome.not_ready)
+        passage.key_hash = hash_secret(secret)
+        try:
+            found = self._replica.lookup(passage.key_hash)
+        except ReplicaUnreadableError:
+            return self._refuse(passage, Outcome.not_ready)
+        passage.key, owner = found if found else (None, None)
+        permission = passage.route.permission(passage.method) if passage.route else None
+        outcome = decide(
+            passage.key,
+            owner,
+            passage.key_hash,
+            wall_ns=passage.time_ns,
+            address=passage.address,
+            permission=permission,
+            stale=age_ns > self._stale_ns,
+        )
+        if outcome is _ALLOWED and passage.key is not None:
+            return self._admit(passage, passage.key)
+        return self._refuse(passage, outcome)
+
+    def _replica_status(self, now_ns: int) -> ReplicaStatus:
+        if now_ns - self._status_ns > _STATUS_NS:
+            self._status = self._replica.status()
+            self._status_ns = now_ns
+        return self._status
+
+    def _admit(self, passage: Passage, key: KeyState) -> None:
+        verdict = passage.verdict = self._limiter.admit(key.id, key.limits, passage.admitted_ns)
+        if not verdict.allowed:
+            return self._refuse(passage, Outcome.rate_limited)
+        passage.outcome = _ALLOWED
+        passage.metered = True
+        route = passage.route
+        if route is None:
+            passage.answer = answers.NOT_FOUND
+        elif not route.allows(passage.method):
+            passage.answer = answers.method_not_allowed(route.allowed())
+        return None
+
+    def _refuse(self, passage: Passage, outcome: Outcome) -> None:
+        passage.outcome = outcome
+        passage.reason = outcome.value
+        answer = passage.answer = answers.REFUSALS[outcome]
+        key = passage.key
+        if key is None or not metered(outcome):
+            passage.key = None
+            return
+        if answer.status == 403:
+            passage.verdict = self._limiter.peek(key.id, key.limits, passage.admitted_ns)
+        passage.metered = passage_has_row = self._refusals.take(key.id, passage.admitted_ns)
+        passage.close = not passage_has_row
+
+
+class _Refusals:
+    """Lets through so many refusals of a key in a second as get a row; the rest of a flood is only counted."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._taken: dict[int, int] = {}
+
+    def take(self, key_id: int, boot_ns: int) -> bool:
+        """Whether this refusal gets a row."""
+        second = boot_ns // SECOND
+        if second != self._second:
+            self._second = second
+            self._taken = {}
+        taken = self._taken.get(key_id, 0)
+        self._taken[key_id] = taken + 1
+        return taken < _REFUSALS_PER_SECOND
+
+
+def _correlation(request_ids: list[bytes]) -> str | None:
+    if len(request_ids) != 1 or _CORRELATION.fullmatch(request_ids[0]) is None:
+        return None
+    return request_ids[0].decode()

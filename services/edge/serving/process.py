@@ -1,0 +1,195 @@
+"""The serving process: puts its parts together, waits for its slot, restores the limits, and serves until it is told to
+stop. Then it lets what is under way end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+from prometheus_client import REGISTRY
+
+from services.edge.clock import SECOND, boot_ns, wall_ns
+from services.edge.identity import Identities, load_key
+from services.edge.limiter import Limiter
+from services.edge.replica.reader import ReplicaReader
+from services.edge.requestlog.snapshot import restore
+from services.edge.requestlog.writer import RequestLog
+from services.edge.serving.connections import Clients
+from services.edge.serving.documents import documents
+from services.edge.serving.exchange import Edge
+from services.edge.serving.gate import Gate
+from services.edge.serving.ledger import Ledger
+from services.edge.serving.metrics import Metrics
+from services.edge.settings import EdgeSettings
+from services.edge.upstream.pool import Upstream
+from shared.telemetry import Check, internal_server
+
+BACKLOG = 1024
+_SLOT = "0"
+_POLL_SECONDS = 0.02
+_SWEEP_SECONDS = 0.25
+_log = structlog.get_logger()
+
+
+class Serving:
+    """A serving process's parts, and how they stand."""
+
+    def __init__(self, settings: EdgeSettings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.limiter = Limiter()
+        self.replica = ReplicaReader(settings.replica_path, settings.session)
+        self.ledger = Ledger(self._open_log, self.metrics, client_addresses=settings.log_client_address)
+        self._upstreams: dict[str, Upstream] = {}
+        self.clients = Clients(self._edge())
+        self.serving = False
+
+    def checks(self) -> dict[str, Check]:
+        """What must be well for requests to be served."""
+        status = self.replica.status()
+        age = (boot_ns() - status.fresh_ns) / SECOND
+        detail = f"last heartbeat {age:.1f} s ago" if status.fresh_ns else "no heartbeat yet"
+        return {
+            "slot": Check(self.serving, "held" if self.serving else "waiting for the process before"),
+            "log": Check(not self.serving or self.ledger.writable(), self.ledger.log_id or "none"),
+            "replica": Check(status.ready, detail),
+        }
+
+    def sweep(self) -> None:
+        """What is due now and then: deadlines, idle connections, keys that no longer count."""
+        now = boot_ns()
+        self.clients.sweep(now)
+        self.limiter.forget(now)
+        for upstream in self._upstreams.values():
+            upstream.sweep(now)
+
+    def close(self) -> None:
+        """Ends the log and what is left of connections."""
+        for upstream in self._upstreams.values():
+            upstream.close()
+        self.ledger.close()
+        self.replica.close()
+
+    def _edge(self) -> Edge:
+        settings = self.settings
+        identities = Identities(load_key(settings.identity_key))
+        public = documents(identities.jwks())
+        gate = Gate(settings, settings.table(), self.replica, self.limiter, public, self.ledger.writable)
+        return Edge(settings, gate, self.ledger, identities, self.metrics, self._upstream)
+
+    def _upstream(self, origin: str) -> Upstream:
+        upstream = self._upstreams.get(origin)
+        if upstream is None:
+            settings = self.settings
+            upstream = self._upstreams[origin] = Upstream(
+                origin,
+                connections_max=settings.upstream_connections,
+                connect_seconds=settings.connect_seconds,
+                idle_seconds=settings.upstream_idle_seconds,
+            )
+        return upstream
+
+    def _open_log(self) -> RequestLog:
+        settings = self.settings
+        return RequestLog.open(
+            settings.logs_path,
+            edge_id=settings.edge_id(),
+            partitions=settings.partitions,
+            sync_interval=settings.sync_interval,
+        )
+
+
+async def run(settings: EdgeSettings, stop: asyncio.Event) -> None:
+    """Serves until `stop` is set, and drains."""
+    serving = Serving(settings)
+    REGISTRY.register(serving.metrics)
+    checks = {name: (lambda name=name: serving.checks()[name]) for name in ("slot", "log", "replica")}
+    async with internal_server(settings.internal_host, settings.internal_port, checks), _slot(settings, stop):
+        if not stop.is_set():
+            _restore(serving)
+            await _serve(serving, stop)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+@asynccontextmanager
+async def _slot(settings: EdgeSettings, stop: asyncio.Event) -> AsyncIterator[None]:
+    """Holds the slot: while another process may still admit, what it admits is not in our limits."""
+    settings.slots_path.mkdir(parents=True, exist_ok=True)
+    fd = os.open(settings.slots_path / f"{_SLOT}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while not stop.is_set():
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(_POLL_SECONDS)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _restore(serving: Serving) -> None:
+    settings = serving.settings
+    unreadable = restore(settings.logs_path, serving.limiter, boot_ns(), wall_ns())
+    if unreadable:
+        _log.error("request logs can't be read; what they admitted is not limited", logs=unreadable)
+    # What there is now stays, and what a request makes is freed without the collector: it need not look often.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
+async def _serve(serving: Serving, stop: asyncio.Event) -> None:
+    settings = serving.settings
+    loop = asyncio.get_running_loop()
+    listening = socket.socket(fileno=settings.socket) if settings.socket is not None else None
+    listening = listening or listen(settings.host, settings.port)
+    serving.serving = serving.ledger.writable()
+    server = await loop.create_server(serving.clients.connection, sock=listening, backlog=BACKLOG)
+    sweeping = loop.create_task(_sweep(serving))
+    _log.info("serving", port=listening.getsockname()[1], log=serving.ledger.log_id)
+    await stop.wait()
+    server.close()
+    await _drain(serving)
+    sweeping.cancel()
+    serving.close()
+
+
+async def _sweep(serving: Serving) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        try:
+            serving.sweep()
+        except Exception:
+            _log.exception("the sweep failed")
+
+
+async def _drain(serving: Serving) -> None:
+    clients = serving.clients
+    clients.drain()
+    try:
+        async with asyncio.timeout(serving.settings.drain_seconds):
+            await clients.drained.wait()
+    except TimeoutError:
+        clients.abort()
+        await clients.drained.wait()

@@ -1,0 +1,255 @@
+"""A connection to an upstream: one exchange at a time, its responses read as strictly as requests are. One on which
+anything went wrong is not used again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from typing import Protocol, cast
+
+import structlog
+from typing_extensions import override
+
+from services.edge.http.body import BodyReader, EndReader, response_reader
+from services.edge.http.head import HEAD_END, RESPONSE_HEAD_MAX, BadMessage, ResponseHead, check_lines, parse_response
+
+_INTERIM_MAX = 16
+_log = structlog.get_logger()
+
+
+class Failure(StrEnum):
+    """How an upstream fails a request."""
+
+    unreachable = "unreachable"
+    timeout = "timeout"
+    lost = "lost"
+    malformed = "malformed"
+
+
+class Caller(Protocol):
+    """Who uses a connection. It is told of the response, in this order: head, body pieces, end; or of the failure."""
+
+    method: str
+    request_done: bool
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a connection is still of use."""
+
+    def upstream_ready(self, connection: UpstreamConnection) -> None:
+        """The connection is the caller's until the response's end."""
+
+    def upstream_failed(self, failure: Failure, reason: str) -> None:
+        """There is no connection to be had, or what came is no response."""
+
+    def upstream_lost(self) -> None:
+        """The connection ended before the response did."""
+
+    def upstream_full(self, *, full: bool) -> None:
+        """The upstream takes no more for now (`full`), or again."""
+
+    def response_head(self, head: ResponseHead) -> None:
+        """The final response begins."""
+
+    def response(self, head: ResponseHead, body: bytes) -> None:
+        """The final response, all at once; the connection is no longer the caller's."""
+
+    def response_body(self, data: bytes) -> None:
+        """A piece of its body."""
+
+    def response_end(self) -> None:
+        """It is complete; the connection is no longer the caller's."""
+
+
+class Home(Protocol):
+    """Where a connection belongs."""
+
+    origin: str
+
+    def release(self, connection: UpstreamConnection) -> None:
+        """Takes it back whose exchange is complete."""
+
+    def lost(self, connection: UpstreamConnection) -> None:
+        """Forgets it: it is gone."""
+
+    def send(self, connection: UpstreamConnection, data: bytes) -> None:
+        """Has the connection `put` the bytes at the end of this turn of the event loop."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to an upstream. `sent`: its caller's request may have reached the upstream, or some of it."""
+
+    def __init__(self, home: Home) -> None:
+        self.caller: Caller | None = None
+        self.reused = False
+        self.sent = False
+        self.idle_until_ns = 0
+        self._home = home
+        self._transport: asyncio.Transport | None = None
+        self._buffer = b""
+        self._reader: BodyReader | None = None
+        self._keep_alive = False
+        self._interim = 0
+        self._held = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is open as far as we know."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def use(self, caller: Caller) -> None:
+        """Gives the connection to `caller`."""
+        self.caller = caller
+        self.sent = False
+        self._interim = 0
+        caller.upstream_ready(self)
+
+    def write(self, data: bytes) -> None:
+        """Sends bytes of the request, soon."""
+        self._home.send(self, data)
+
+    def put(self, data: bytes) -> None:
+        """Sends bytes now; not on a connection that by now is known to have ended."""
+        if self.usable:
+            self.sent = True
+            cast(asyncio.Transport, self._transport).write(data)
+
+    def hold(self, *, hold: bool) -> None:
+        """Stops reading the response, or goes on."""
+        if self._transport is None or self._transport.is_closing() or hold is self._held:
+            return
+        self._held = hold
+        if hold:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Drops the connection; its caller hears no more of it."""
+        self.caller = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: the connection stands."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the connection is gone."""
+        self._transport = None
+        self._home.lost(self)
+        caller, self.caller = self.caller, None
+        if caller is None:
+            return
+        if isinstance(self._reader, EndReader) and exc is None:
+            caller.response_end()
+        else:
+            caller.upstream_lost()
+
+    @override
+    def pause_writing(self) -> None:
+        """asyncio: too much waits to be sent."""
+        if self.caller is not None:
+            self.caller.upstream_full(full=True)
+
+    @override
+    def resume_writing(self) -> None:
+        """asyncio: enough has been sent."""
+        if self.caller is not None:
+            self.caller.upstream_full(full=False)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        """asyncio: bytes of a response."""
+        try:
+            self._received(data)
+        except BadMessage as error:
+            self._failed(str(error))
+        except Exception:
+            _log.exception("a response could not be handled", upstream=self._home.origin)
+            self._failed("internal")
+
+    def _received(self, data: bytes) -> None:
+        while data:
+            if self.caller is None:
+                # Nobody asked for it: the connection is out of step.
+                self.abort()
+                return
+            data = self._head(data) if self._reader is None else self._body(self._reader, data)
+
+    def _head(self, data: bytes) -> bytes:
+        """Takes the head at the beginning of `data`, if all of it is there, and returns what follows."""
+        start = len(self._buffer)
+        if start:
+            data = self._buffer + data
+        end = data.find(HEAD_END, max(0, start - 3))
+        if end > RESPONSE_HEAD_MAX or (end < 0 and len(data) > RESPONSE_HEAD_MAX):
+            raise BadMessage("The response head is too large")
+        if end < 0:
+            check_lines(data, max(0, start - 1))
+            self._buffer = data
+            return b""
+        self._buffer = b""
+        caller = cast(Caller, self.caller)
+        head = parse_response(data[: end + 4], caller.method)
+        if head.status == 101 or (head.status < 200 and self._interim == _INTERIM_MAX):
+            raise BadMessage("The interim responses are unexpected")
+        rest = data[end + 4 :]
+        length = 0 if head.bodiless else head.framing.length
+        if head.status < 200:
+            self._interim += 1
+        elif len(rest) == length:
+            # Most are small and come in one piece.
+            self._give_back(caller, keep=head.keep_alive)
+            caller.response(head, rest)
+            return b""
+        else:
+            self._begin(caller, head, rest)
+        return rest
+
+    def _begin(self, caller: Caller, head: ResponseHead, rest: bytes) -> None:
+        self._keep_alive = head.keep_alive
+        reader = self._reader = response_reader(head.framing, bodiless=head.bodiless)
+        caller.response_head(head)
+        if reader.done:
+            self._end(rest)
+
+    def _body(self, reader: BodyReader, data: bytes) -> bytes:
+        body, rest = reader.feed(data)
+        if body and self.caller is not None:
+            self.caller.response_body(body)
+        if reader.done:
+            self._end(rest)
+        return rest
+
+    def _end(self, rest: bytes) -> None:
+        caller = self.caller
+        self._reader = None
+        if caller is None:
+            return
+        self._give_back(caller, keep=self._keep_alive and not rest)
+        caller.response_end()
+
+    def _give_back(self, caller: Caller, *, keep: bool) -> None:
+        """Frees the connection for others, if it can serve them."""
+        self.caller = None
+        if keep and caller.request_done:
+            if self._held:
+                self.hold(hold=False)
+            self._home.release(self)
+        else:
+            self.abort()
+
+    def _failed(self, reason: str) -> None:
+        caller = self.caller
+        begun = self._reader is not None
+        self.abort()
+        if caller is None:
+            return
+        if begun:
+            caller.upstream_lost()
+        else:
+            caller.upstream_failed(Failure.malformed, reason)

@@ -1,0 +1,75 @@
+"""No spelling of a header of ours gets through."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.edge.http.fields import DROP, HOST, KEY, LENGTH, PASS, PLATFORM, REQUEST_ID, request_kind, response_kind
+
+OURS = [
+    "Keyledger-Identity",
+    "Keyledger-Anything",
+    "X-Forwarded-For",
+    "X-Forwarded-Proto",
+    "X-Forwarded-Host",
+    "X-Forwarded-Prefix",
+    "X-Forwarded-User",
+    "Forwarded",
+    "X-Real-IP",
+    "X-Correlation-ID",
+    "X-HTTP-Method-Override",
+    "X-Original-URL",
+    "Proxy-Authorization",
+    "TE",
+    "Trailer",
+    "Keep-Alive",
+]
+READ = {"X-API-Key": KEY, "X-Request-ID": REQUEST_ID, "Host": HOST, "Content-Length": LENGTH}
+
+
+def spellings(name: str) -> list[str]:
+    return [
+        name,
+        name.lower(),
+        name.upper(),
+        name.replace("-", "_"),
+        name.replace("-", "."),
+        name.replace("-", "_", 1),
+        name.replace("-", "!").lower(),
+        name.replace("-", "~").upper(),
+    ]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_only_the_edge_may_say_is_dropped(name: str) -> None:
+    assert {request_kind(spelt.encode()) for spelt in spellings(name)} == {DROP}
+
+
+@pytest.mark.parametrize(("name", "kind"), READ.items())
+def test_what_the_edge_reads_it_reads_in_one_spelling(name: str, kind: int) -> None:
+    for spelt in spellings(name):
+        expected = kind if spelt.lower() == name.lower() else DROP
+        assert request_kind(spelt.encode()) == expected
+
+
+@pytest.mark.parametrize("name", ["Accept", "Authorization", "Cookie", "X-Custom", "X_Custom", "traceparent", "Via"])
+def test_the_rest_passes(name: str) -> None:
+    assert request_kind(name.encode()) == PASS
+    assert response_kind(name.encode()) == PASS
+
+
+@pytest.mark.parametrize("name", ["X-RateLimit-Limit", "RateLimit", "RateLimit-Policy", "X-Request-ID", "Keep-Alive"])
+def test_upstreams_do_not_speak_for_the_edge(name: str) -> None:
+    assert {response_kind(spelt.encode()) for spelt in spellings(name)} == {DROP}
+
+
+def test_headers_of_the_platform_are_known_as_such() -> None:
+    assert response_kind(b"Keyledger-Propagation") == PLATFORM
+    assert response_kind(b"Keyledger_Propagation") == DROP
+    assert response_kind(b"Keyledger-Identity") == DROP
+
+
+def test_made_up_names_do_not_fill_the_memory() -> None:
+    for number in range(10_000):
+        assert request_kind(b"X-Made-Up-%d" % number) == PASS
+    assert request_kind(b"Keyledger-Late") == DROP
