@@ -16,7 +16,7 @@ from services.edge.http.head import Fields
 from services.edge.serving.answers import Answer
 
 JWKS_PATH = "/.well-known/keyledger/jwks.json"
-_OPENAPI = Path(__file__).parents[2] / "schemas" / "openapi.json"
+_OPENAPI = Path(__file__).parents[3] / "schemas" / "openapi.json"
 _PAGE = Path(__file__).parent / "web" / "docs.html"
 _JSON = b"application/json"
 _INLINE = re.compile(rb"<(script|style)>(.*?)</\1>", re.DOTALL)

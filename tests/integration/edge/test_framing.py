@@ -10,9 +10,9 @@ import time
 import pytest
 
 from tests.integration.edge.world import Raw, World, request
-from tests.unit.edge.test_http1 import REFUSED
-from tests.unit.edge.test_http1_framing import BROKEN
-from tests.unit.edge.test_http1_paths import AMBIGUOUS
+from tests.unit.edge.http.test_body import BROKEN
+from tests.unit.edge.http.test_head import REFUSED
+from tests.unit.edge.http.test_paths import AMBIGUOUS
 
 _numbers = itertools.count()
 
