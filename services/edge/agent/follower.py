@@ -16,8 +16,8 @@ import structlog
 from services.edge.agent.complaint import Complaint
 from services.edge.agent.topics import exists
 from services.edge.clock import SECOND, boot_ns
-from services.edge.replica.draft import StateBatch
 from services.edge.replica.readiness import go_on_from, matches, may_serve, reported
+from services.edge.replica.rules import StateBatch
 from services.edge.replica.writer import ReplicaWriter
 from shared.events.topics import KEY_STATES
 from shared.kafka import KafkaUnavailable, Partition, Reader, Record, cluster_id, still_cluster

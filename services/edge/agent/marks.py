@@ -1,87 +1,134 @@
-"""What the usage service's marks say of a request log: what it has stored, what to ship again, what may be deleted. Pure.
+"""Follows `usage-marks`: what the usage service has stored of this edge's request logs, told to the shipper.
 
-The rules rest on one number for each partition of a log: the floor, the ordinal up to which everything is stored.
+The topic is compacted and read from its start at each connection; what is in the past of a key is passed over, so a mark
+seems to go back only when it did.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import asyncio
+import time
+from collections.abc import Iterable
+from pathlib import Path
 
-NOTHING = -1
-EVERYTHING = sys.maxsize
+import msgspec
+import structlog
 
+from services.edge.agent.complaint import Complaint
+from services.edge.agent.coverage import Mark
+from services.edge.agent.shipper import Shipper
+from services.edge.agent.topics import exists
+from services.edge.requestlog.reader import logs
+from shared.events.topics import REQUEST_EVENTS, USAGE_MARKS
+from shared.kafka import KafkaUnavailable, Partition, Reader, Record, cluster_id, still_cluster
+from shared.settings import Base
 
-@dataclass(frozen=True)
-class Mark:
-    """What is stored of one log in one partition: all up to `last` but the open gaps (low, high]; `closed`: all there is."""
-
-    last: int = NOTHING
-    gaps: tuple[tuple[int, int], ...] = ()
-    closed: bool = False
-
-    @property
-    def floor(self) -> int:
-        """The ordinal up to which nothing is missing."""
-        if self.closed:
-            return EVERYTHING
-        return min([self.last, *(low for low, _ in self.gaps)])
-
-
-UNKNOWN = Mark()
+_TURN_MS = 250
+_LOOK_EVERY = 10.0
+_BACKOFF = 1.0
+_ATTEMPTS = 5
+_log = structlog.get_logger()
 
 
-def went_back(before: Mark, now: Mark) -> bool:
-    """Whether the usage service has lost what it had stored, as after the restore of an older database."""
-    return now.floor < before.floor
+class _Data(msgspec.Struct, frozen=True):
+    log: str
+    partition: int
+    mark: int
+    gaps: tuple[tuple[int, int], ...]
+    next_offset: int
+    closed: bool
 
 
-def covered(lasts: Sequence[int], marks: Sequence[Mark]) -> bool:
-    """Whether a log is stored up to the place where `lasts` are its partitions' last ordinals (-1: none)."""
-    return all(last <= mark.floor for last, mark in zip(lasts, marks, strict=True))
+class _UsageMark(msgspec.Struct, frozen=True):
+    """The fast twin of `CloudEvent[UsageMark]`."""
+
+    data: _Data
 
 
-@dataclass(frozen=True)
-class Run:
-    """Records of one log in one partition that Kafka has acknowledged: the ordinal of the last, and the offset after it.
-
-    `passed`: since when (s) the usage service is beyond that offset.
-    """
-
-    last: int
-    end: int
-    passed: float | None = None
+_decode = msgspec.json.Decoder(_UsageMark).decode
 
 
-def still_open(runs: Iterable[Run], mark: Mark, next_offset: int, now: float) -> list[Run]:
-    """The runs that the mark does not cover whole, each with the time since when the usage service is beyond it."""
-    return [
-        replace(run, passed=now) if run.passed is None and run.end <= next_offset else run
-        for run in runs
-        if run.last > mark.floor
-    ]
+class MarkReader:
+    """Tells `shipper` all there is once, at the start, and then what changes, for as long as `run` runs."""
+
+    def __init__(self, settings: Base, directory: Path, shipper: Shipper) -> None:
+        self._settings = settings
+        self._directory = directory
+        self._shipper = shipper
+        self._complaint = Complaint("marks can't be read")
+        self.problem = "starting"
+
+    async def run(self) -> None:
+        """For ever, until cancelled. Without the topic the shipper goes on without marks, and nothing is deleted."""
+        failures = 0
+        while True:
+            try:
+                cluster = await cluster_id(self._settings.kafka)
+                self._shipper.recognise(cluster)
+                if await exists(self._settings, USAGE_MARKS):
+                    failures += 1
+                    await self._session(cluster)
+                self.problem = f"topic {USAGE_MARKS.name} is not there yet"
+                self._shipper.tell({}, {})
+            except KafkaUnavailable as error:
+                self.problem = str(error)
+                self._complaint.tell(error)
+            if failures >= _ATTEMPTS:
+                # Kafka is there, its marks can't be read: rather ship too much than nothing.
+                failures = 0
+                self._shipper.tell({}, {})
+            await asyncio.sleep(_BACKOFF)
+
+    async def _session(self, cluster: str) -> None:
+        """The life of one Kafka client: until it fails."""
+        reader = await Reader.open(self._settings.kafka, [USAGE_MARKS.name])
+        try:
+            await self._load(reader)
+            self.problem, looked = "", time.monotonic()
+            self._complaint.over()
+            while True:
+                found = await reader.fetch(timeout_ms=_TURN_MS)
+                for data in _read(record for records in found.values() for record in records):
+                    self._shipper.take(data.log, data.partition, _mark(data), data.next_offset)
+                if time.monotonic() - looked > _LOOK_EVERY:
+                    await self._look(reader, cluster)
+                    looked = time.monotonic()
+        finally:
+            await reader.close()
+
+    async def _look(self, reader: Reader, cluster: str) -> None:
+        """Whether Kafka still has what it acknowledged: nothing else may ever be written where a lost record was."""
+        await still_cluster(self._settings.kafka, cluster)
+        acknowledged = self._shipper.ends()
+        partitions = [Partition(REQUEST_EVENTS.name, number) for number in acknowledged]
+        bounds = await reader.bounds(partitions)
+        self._shipper.compare(acknowledged, {p.partition: end for p, (_, end) in bounds.items()})
+
+    async def _load(self, reader: Reader) -> None:
+        """Reads to the end, keeping the last mark of each of the logs that are here."""
+        ours = {log.id for log in logs(self._directory)}
+        bounds = await reader.bounds(reader.assignment())
+        for partition, (first, _) in bounds.items():
+            reader.seek(partition, first)
+        marks: dict[str, dict[int, Mark]] = {log: {} for log in ours}
+        next_offsets: dict[int, int] = {}
+        while any([await reader.position(partition) < end for partition, (_, end) in bounds.items()]):
+            found = await reader.fetch(timeout_ms=_TURN_MS)
+            for data in _read(record for records in found.values() for record in records):
+                next_offsets[data.partition] = max(next_offsets.get(data.partition, 0), data.next_offset)
+                if data.log in ours or data.log in self._shipper.tails:
+                    marks.setdefault(data.log, {})[data.partition] = _mark(data)
+        self._shipper.tell(marks, next_offsets)
 
 
-def lost(runs: Iterable[Run], now: float, grace: float) -> bool:
-    """Whether the broker lost an acknowledged record: for `grace` seconds the usage service has been beyond its offset
-    without having stored it. (Marks of one commit may arrive one after the other; hence the grace.)"""
-    return any(run.passed is not None and now - run.passed >= grace for run in runs)
+def _mark(data: _Data) -> Mark:
+    return Mark(data.mark, data.gaps, data.closed)
 
 
-def thinned(runs: list[Run], limit: int) -> list[Run]:
-    """At most `limit` runs: neighbours become one, which is told as lost a little later than the first of them was."""
-    while len(runs) > limit:
-        runs = [*runs[1:-1:2], runs[-1]]
-    return runs
-
-
-def deletable(covered_since: Iterable[float | None], now: float, keep: float) -> int:
-    """How many segments, oldest first, may go: all that the marks have covered for `keep` seconds without an earlier
-    one that they have not. `covered_since` has each segment's time in order; None: it is not covered."""
-    count = 0
-    for since in covered_since:
-        if since is None or now - since < keep:
-            break
-        count += 1
-    return count
+def _read(records: Iterable[Record]) -> Iterable[_Data]:
+    for record in records:
+        try:
+            if record.value is not None:
+                yield _decode(record.value).data
+        except msgspec.DecodeError as error:
+            _log.warning("unreadable usage mark", partition=record.partition, offset=record.offset, error=str(error))

@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from services.edge.agent.follower import Follower
-from services.edge.agent.markreader import MarkReader
-from services.edge.agent.retention import Sweeper
+from services.edge.agent.marks import MarkReader
+from services.edge.agent.retention import Retention
 from services.edge.agent.shipper import Shipper, first_of
 from services.edge.agent.status import StatusPublisher
 from services.edge.replica.writer import PartitionsChangedError, ReplicaWriter
@@ -61,11 +61,11 @@ class Agent:
         self.follower.changed = self.status.wake
         self.shipper = Shipper(settings, settings.logs_path)
         self.marks = MarkReader(settings, settings.logs_path, self.shipper)
-        self.sweeper = Sweeper(self.shipper, settings.keep_seconds)
+        self.retention = Retention(self.shipper, settings.keep_seconds)
 
     async def run(self, stop: asyncio.Event) -> None:
         """All parts side by side; a part that fails ends the process, and its parent starts it anew."""
-        parts = (self.follower, self.status, self.shipper, self.marks, self.sweeper)
+        parts = (self.follower, self.status, self.shipper, self.marks, self.retention)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(part.run()) for part in parts]
@@ -120,7 +120,7 @@ class Figures(Collector):
         yield _counter("status_sent", "Records sent to edge-status", self._agent.status.sent)
 
     def _logs(self) -> Iterable[Metric]:
-        shipper, sweeper = self._agent.shipper, self._agent.sweeper
+        shipper, retention = self._agent.shipper, self._agent.retention
         tails = shipper.tails.values()
         yield _counter("shipped", "Records that Kafka acknowledged", shipper.shipped)
         yield _gauge("unacknowledged", "Records read from the logs and not acknowledged by Kafka", shipper.waiting)
@@ -130,7 +130,7 @@ class Figures(Collector):
         yield _gauge("unreadable_logs", "Request logs that can't be shipped", shipper.unreadable)
         yield _gauge("damaged_records", "Damaged places in the logs on disk", sum(tail.damaged for tail in tails))
         yield _counter("shipped_again", "Times that a log was begun again", shipper.again)
-        yield _counter("deleted_segments", "Segments deleted", sweeper.deleted)
+        yield _counter("deleted_segments", "Segments deleted", retention.deleted)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

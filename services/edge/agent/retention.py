@@ -24,8 +24,8 @@ _MARGIN_NS = 3600 * SECOND
 _log = structlog.get_logger()
 
 
-class Sweeper:
-    """Sweeps after a shipper, for as long as `run` runs. `keep`: seconds that a segment is kept after it was covered."""
+class Retention:
+    """Clears up after a shipper, for as long as `run` runs. `keep`: seconds that a segment is kept after it was covered."""
 
     def __init__(self, shipper: Shipper, keep: float) -> None:
         self._shipper = shipper
@@ -40,11 +40,11 @@ class Sweeper:
             self._shipper.check_lost(time.monotonic())
             for tail in list(self._shipper.tails.values()):
                 try:
-                    await self._sweep(tail)
+                    await self._clear(tail)
                 except (OSError, ValueError, LogUnreadableError) as error:
-                    _log.error("a request log can't be swept", log=tail.id, error=str(error))
+                    _log.error("a request log can't be cleared", log=tail.id, error=str(error))
 
-    async def _sweep(self, tail: Tail) -> None:
+    async def _clear(self, tail: Tail) -> None:
         firsts = tail.deletable(time.monotonic(), self._keep)
         if firsts:
             await asyncio.to_thread(_delete, tail.reader, firsts, tail.segments[firsts[-1]].after)

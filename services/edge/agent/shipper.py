@@ -14,8 +14,8 @@ from pathlib import Path
 import structlog
 
 from services.edge.agent.complaint import Complaint
+from services.edge.agent.coverage import Mark
 from services.edge.agent.lane import Lane
-from services.edge.agent.marks import Mark
 from services.edge.agent.tail import Tail
 from services.edge.agent.topics import ensure
 from services.edge.requestlog.reader import LogUnreadableError, logs

@@ -1,4 +1,4 @@
-"""One request log as the agent follows it: read from its files, shipped to Kafka, stored by the usage service, deleted.
+"""A tail: one request log as the agent follows it, read from its files, shipped to Kafka, stored by the usage service, deleted.
 
 What is shipped is derived from the log alone, so a record that is shipped again has the same bytes. `wanted` has for
 each partition the first ordinal that is still to be shipped; reading begins anew at the first uncovered record whenever
@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from services.edge.agent import marks
-from services.edge.agent.marks import UNKNOWN, Mark, Run
+from services.edge.agent import coverage
+from services.edge.agent.coverage import UNKNOWN, Mark, Run
 from services.edge.clock import MILLISECOND
 from services.edge.requestlog.format import segment_name
 from services.edge.requestlog.reader import Entry, LogReader, Position
@@ -112,12 +112,12 @@ class Tail:
         """Kafka has the next `count` records of the partition, the last with this ordinal, up to offset `end`."""
         self.unacknowledged -= count
         self._runs[partition].append(Run(last, end))
-        self._runs[partition] = marks.thinned(self._runs[partition], _MAX_RUNS)
+        self._runs[partition] = coverage.thinned(self._runs[partition], _MAX_RUNS)
 
     def take(self, partition: int, mark: Mark) -> bool:
         """What the usage service tells of the log. True: it has lost some of it, and the log is shipped again."""
         before, self._marks[partition] = self._marks[partition], mark
-        if not marks.went_back(before, mark):
+        if not coverage.went_back(before, mark):
             return False
         self.ship_again()
         return True
@@ -145,9 +145,9 @@ class Tail:
         """Ships the log again if the broker lost acknowledged records of it, each time after a longer wait."""
         grace = _GRACE * 2 ** min(self._resent, _MAX_DOUBLINGS)
         for partition, mark in enumerate(self._marks):
-            runs = marks.still_open(self._runs[partition], mark, next_offsets.get(partition, 0), now)
+            runs = coverage.still_open(self._runs[partition], mark, next_offsets.get(partition, 0), now)
             self._runs[partition] = runs
-            if marks.lost(runs, now, grace):
+            if coverage.lost(runs, now, grace):
                 self._resent += 1
                 self.ship_again()
                 return True
@@ -157,14 +157,14 @@ class Tail:
         """The segments, oldest first, that the marks have covered for `keep` seconds."""
         ordered = sorted(self.segments.items())
         for _, segment in ordered:
-            if not marks.covered(segment.lasts, self._marks):
+            if not coverage.covered(segment.lasts, self._marks):
                 segment.covered_since = None
             elif segment.covered_since is None:
                 segment.covered_since = now
         # The last segment of an ended log stays until the closing record is stored: without it there is none to close.
         open_ended = self._at_end and self._to_close()
         times = [segment.covered_since for _, segment in (ordered[:-1] if open_ended else ordered)]
-        return [first for first, _ in ordered[: marks.deletable(times, now, keep)]]
+        return [first for first, _ in ordered[: coverage.deletable(times, now, keep)]]
 
     def forget(self, firsts: list[int]) -> None:
         """These segments are deleted."""

@@ -1,7 +1,7 @@
 """The edge's copy of all key and owner states, as a serving process reads it: LMDB, without locks, shared by all processes.
 
-Its files are in `replica_files`, writing it in `replica_writer`, the rules by which it changes in `replica_draft`, what
-comes from Kafka in `replica_states`: a serving process needs only the first.
+Its files are in `files`, writing it in `writer`, the rules by which it changes in `rules`, what comes from Kafka in
+`states`: a serving process needs only the first.
 """
 
 from __future__ import annotations

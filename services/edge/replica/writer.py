@@ -18,8 +18,8 @@ import structlog
 
 from services.edge.clock import boot_id
 from services.edge.disk import sync_directory
-from services.edge.replica.draft import Draft, StateBatch
 from services.edge.replica.files import META, Environment, Meta, current, decode_meta, environments
+from services.edge.replica.rules import StateBatch, Update
 
 __all__ = ["PartitionsChangedError", "ReplicaWriter", "StateBatch"]
 
@@ -84,16 +84,16 @@ class ReplicaWriter:
         while True:
             try:
                 with self._environment.lmdb.begin(write=True) as transaction:
-                    draft = Draft(self._environment, transaction, self.meta, now_ns)
+                    update = Update(self._environment, transaction, self.meta, now_ns)
                     for batch in batches:
-                        draft.take(batch)
-                    meta = draft.meta()
+                        update.take(batch)
+                    meta = update.meta()
                     transaction.put(META, _encode(meta), db=self._environment.meta)
             except lmdb.MapFullError:
                 self._grow()
                 continue
             self.meta = meta
-            self.malformed += draft.malformed
+            self.malformed += update.malformed
             return
 
     def declare(self, *, ready: bool | None = None, complete: bool | None = None, cluster: str | None = None) -> None:

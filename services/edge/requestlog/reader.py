@@ -1,7 +1,7 @@
 """Reading request logs, live and ended, by the agent that ships them and by the limiter's fold; deleting what is read.
 
 A reading is a function of the files and a position, so the same part read twice, by whomever, gives the same entries
-with the same ordinals and the same `previous` (`requestlog_entries`). What is in a segment is never changed.
+with the same ordinals and the same `previous` (`entries`). What is in a segment is never changed.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 
 A log is a directory named by a random 128-bit id with segment files, named by their first ordinal, and a file `lock`
 that its writer holds (flock) as long as it lives. Nothing is appended after that, so nothing is ever cut or reused: an
-incomplete frame at the end of an ended log is its end. Reading is in `requestlog_reader`, the limiter's fold of logs in
-`requestlog_fold`, the format in `requestlog_format`, the sync in `requestlog_sync`: apart because different processes use
-them.
+incomplete frame at the end of an ended log is its end. Reading is in `reader`, the limiter's fold of logs in `snapshot`, the
+format in `format`, the sync in `sync`: apart because different processes use them.
 """
 
 from __future__ import annotations
@@ -96,7 +95,7 @@ class RequestLog:
         open_files: list[int] = []
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            _sweep(directory)
+            _clear_leftovers(directory)
             hidden.mkdir()
             size = _begin(hidden, header, open_files)
             hidden.rename(path)
@@ -214,7 +213,7 @@ def _begin(hidden: Path, header: Header, open_files: list[int]) -> int:
     return len(data)
 
 
-def _sweep(directory: Path) -> None:
+def _clear_leftovers(directory: Path) -> None:
     # What a process left that was killed while it began a log.
     for path in directory.glob(".*"):
         with suppress(OSError):

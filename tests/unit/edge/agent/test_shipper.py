@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from typing_extensions import override
 
-from services.edge.agent import marks
+from services.edge.agent import coverage
+from services.edge.agent.coverage import EVERYTHING, Mark, Run
 from services.edge.agent.lane import Lane
-from services.edge.agent.marks import EVERYTHING, Mark, Run
 from services.edge.agent.tail import Tail
 from services.edge.requestlog.format import partition_of
 from services.edge.requestlog.reader import LogReader
@@ -60,8 +60,8 @@ def test_the_floor_is_where_the_first_missing_record_begins(
 
 def test_a_closed_mark_covers_everything() -> None:
     assert Mark(3, ((1, 2),), closed=True).floor == EVERYTHING
-    assert marks.covered([10, -1], [Mark(closed=True), Mark()])
-    assert not marks.covered([10, 0], [Mark(closed=True), Mark()])
+    assert coverage.covered([10, -1], [Mark(closed=True), Mark()])
+    assert not coverage.covered([10, 0], [Mark(closed=True), Mark()])
 
 
 RUNS = st.lists(st.tuples(st.integers(0, 99), st.integers(1, 99)), max_size=10).map(
@@ -76,16 +76,16 @@ def test_what_the_service_is_beyond_and_has_not_is_lost_after_the_grace(
     runs: list[Run], floor: int, next_offset: int
 ) -> None:
     mark = Mark(floor)
-    seen = marks.still_open(runs, mark, next_offset, now=100.0)
+    seen = coverage.still_open(runs, mark, next_offset, now=100.0)
     missing = any(run.last > floor and run.end <= next_offset for run in runs)
-    assert not marks.lost(seen, now=104.9, grace=5.0)
-    assert marks.lost(marks.still_open(seen, mark, next_offset, now=105.0), now=105.0, grace=5.0) == missing
-    assert not marks.still_open(seen, Mark(99), next_offset, now=106.0)
+    assert not coverage.lost(seen, now=104.9, grace=5.0)
+    assert coverage.lost(coverage.still_open(seen, mark, next_offset, now=105.0), now=105.0, grace=5.0) == missing
+    assert not coverage.still_open(seen, Mark(99), next_offset, now=106.0)
 
 
 @given(RUNS, st.integers(1, 5))
 def test_thinning_keeps_the_last_run_and_forgets_no_record(runs: list[Run], limit: int) -> None:
-    thin = marks.thinned(runs, limit)
+    thin = coverage.thinned(runs, limit)
     assert len(thin) <= limit
     assert set(thin) <= set(runs)
     assert thin[-1:] == runs[-1:]
@@ -93,7 +93,7 @@ def test_thinning_keeps_the_last_run_and_forgets_no_record(runs: list[Run], limi
 
 @given(st.lists(st.none() | st.floats(0, 100)), st.floats(0, 50))
 def test_segments_go_in_order_and_only_after_their_time(times: list[float | None], keep: float) -> None:
-    count = marks.deletable(times, 100.0, keep)
+    count = coverage.deletable(times, 100.0, keep)
     assert all(since is not None and 100.0 - since >= keep for since in times[:count])
     if count < len(times):
         blocking = times[count]

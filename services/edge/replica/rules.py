@@ -34,7 +34,7 @@ class StateBatch(NamedTuple):
     at_end: bool = True
 
 
-class Draft:
+class Update:
     """What a transaction makes of the replica; nothing counts before it is committed. `malformed` counts senseless records."""
 
     def __init__(self, environment: Environment, transaction: lmdb.Transaction[bytes], meta: Meta, now_ns: int) -> None:
