@@ -17,7 +17,7 @@ from services.edge.http.head import HEAD_END, BadMessage, RequestHead, check_beg
 from services.edge.serving import answers
 from services.edge.serving.answers import Answer
 from services.edge.serving.exchange import NEVER, Edge, Exchange
-from services.edge.serving.gate import Passage
+from services.edge.serving.passage import Passage
 
 # So much of a body that nobody wants is read to keep a connection.
 _UNWANTED_MAX = 64 * 1024

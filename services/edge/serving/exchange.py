@@ -18,9 +18,10 @@ from services.edge.identity import Identities
 from services.edge.routes import Route
 from services.edge.serving import answers
 from services.edge.serving.answers import Answer
-from services.edge.serving.gate import Gate, Passage
+from services.edge.serving.gate import Gate
 from services.edge.serving.ledger import Ledger
 from services.edge.serving.metrics import Metrics
+from services.edge.serving.passage import Passage
 from services.edge.settings import EdgeSettings
 from services.edge.upstream.connection import Failure, UpstreamConnection
 from services.edge.upstream.pool import Upstream

@@ -8,64 +8,24 @@ import re
 from collections.abc import Callable, Mapping
 from random import Random
 
-import msgspec
-
 from services.edge.clock import MILLISECOND, SECOND
 from services.edge.domain import KeyState, Outcome, decide, metered
 from services.edge.http import paths
 from services.edge.http.head import BadMessage, RequestHead
-from services.edge.limiter import Limiter, Verdict
+from services.edge.limiter import NEVER, Limiter
 from services.edge.replica.reader import ReplicaReader, ReplicaStatus, ReplicaUnreadableError
-from services.edge.routes import Route, Table
+from services.edge.routes import Table
 from services.edge.serving import answers
-from services.edge.serving.answers import Answer
 from services.edge.serving.documents import Document
+from services.edge.serving.passage import Passage
+from services.edge.serving.refusals import Refusals
 from services.edge.settings import EdgeSettings
 from shared.ids import hash_secret, well_formed
 
 _ENDPOINT_MAX = 512
-_REFUSALS_PER_SECOND = 20
 _STATUS_NS = MILLISECOND
 _CORRELATION = re.compile(rb"[\x21-\x7e]{1,128}")
 _ALLOWED = Outcome.allowed
-_REFUSED = frozenset({401, 403, 429})
-
-
-class Passage(msgspec.Struct, eq=False, gc=False):
-    """One request's way through the gate, and all that its record tells later.
-
-    `answer`: the edge answers this itself. `metered`: the answer, whichever it will be, gets a row; `noted`: the log
-    already holds a note of the admission. `close`: the connection ends with the answer.
-    """
-
-    request_id: str
-    correlation_id: str | None
-    address: str | None
-    method: str
-    endpoint: str
-    admitted_ns: int
-    time_ns: int
-    route: Route | None = None
-    key: KeyState | None = None
-    key_hash: bytes = b""
-    outcome: Outcome | None = None
-    verdict: Verdict | None = None
-    answer: Answer | None = None
-    metered: bool = False
-    noted: bool = False
-    close: bool = False
-    reason: str = ""
-
-    @property
-    def route_name(self) -> str:
-        """The route's name, empty when none claims the path."""
-        return self.route.name if self.route else ""
-
-    def limit_fields(self) -> bytes:
-        """The header lines that tell of the limits: none on 401 and without a key."""
-        if self.verdict is None:
-            return b""
-        return answers.limit_fields(self.verdict, self.admitted_ns, self.time_ns)
 
 
 class Gate:
@@ -86,8 +46,8 @@ class Gate:
         self._writable = writable
         self._documents = public
         self._stale_ns = int(settings.stale_seconds * SECOND)
-        self._refuse_ns = int(settings.strict_seconds * SECOND) if settings.mode == "strict" else None
-        self._refusals = _Refusals()
+        self._refuse_ns = int(settings.strict_seconds * SECOND) if settings.mode == "strict" else NEVER
+        self._refusals = Refusals()
         self._status = replica.status()
         self._status_ns = 0
         # Ids need to be unique, not secret.
@@ -96,6 +56,19 @@ class Gate:
     def new_id(self) -> str:
         """A fresh request id: 32 hex digits."""
         return self._random.getrandbits(128).to_bytes(16, "big").hex()
+
+    def ready(self, boot_ns: int) -> bool:
+        """Whether keys can be judged: the replica is there and, in strict mode, fresh enough."""
+        status = self._replica_status(boot_ns)
+        return status.ready and boot_ns - status.fresh_ns <= self._refuse_ns
+
+    def sweep(self, wall_ns: int) -> None:
+        """What is due now and then."""
+        self._refusals.sweep(wall_ns)
+
+    def close(self) -> None:
+        """Tells what was not told yet."""
+        self._refusals.tell()
 
     def judge(self, request: RequestHead, address: str | None, boot_ns: int, wall_ns: int) -> Passage:
         """What becomes of a request; raises BadMessage when its target can't be trusted to mean one path."""
@@ -143,7 +116,7 @@ class Gate:
             return self._refuse(passage, Outcome.malformed if keys else Outcome.missing)
         status = self._replica_status(passage.admitted_ns)
         age_ns = passage.admitted_ns - status.fresh_ns
-        if not status.ready or (self._refuse_ns is not None and age_ns > self._refuse_ns) or not self._writable():
+        if not status.ready or age_ns > self._refuse_ns or not self._writable():
             return self._refuse(passage, Outcome.not_ready)
         passage.key_hash = hash_secret(secret)
         try:
@@ -194,26 +167,8 @@ class Gate:
             return
         if answer.status == 403:
             passage.verdict = self._limiter.peek(key.id, key.limits, passage.admitted_ns)
-        passage.metered = passage_has_row = self._refusals.take(key.id, passage.admitted_ns)
+        passage.metered = passage_has_row = self._refusals.take(key.id, passage.admitted_ns, passage.time_ns)
         passage.close = not passage_has_row
-
-
-class _Refusals:
-    """Lets through so many refusals of a key in a second as get a row; the rest of a flood is only counted."""
-
-    def __init__(self) -> None:
-        self._second = 0
-        self._taken: dict[int, int] = {}
-
-    def take(self, key_id: int, boot_ns: int) -> bool:
-        """Whether this refusal gets a row."""
-        second = boot_ns // SECOND
-        if second != self._second:
-            self._second = second
-            self._taken = {}
-        taken = self._taken.get(key_id, 0)
-        self._taken[key_id] = taken + 1
-        return taken < _REFUSALS_PER_SECOND
 
 
 def _correlation(request_ids: list[bytes]) -> str | None:

@@ -11,8 +11,8 @@ import structlog
 
 from services.edge.clock import MICROSECOND, MILLISECOND, SECOND, boot_ns
 from services.edge.requestlog.writer import LogFailed, Note, Record, RequestLog
-from services.edge.serving.gate import Passage
 from services.edge.serving.metrics import Metrics
+from services.edge.serving.passage import Passage
 
 # A killed process forgets no admission older than this: an open one is noted then.
 NOTE_AFTER_NS = 50 * MILLISECOND

@@ -59,7 +59,7 @@ class Serving:
         return {
             "slot": Check(self.serving, "held" if self.serving else "waiting for the process before"),
             "log": Check(not self.serving or self.ledger.writable(), self.ledger.log_id or "none"),
-            "replica": Check(status.ready, detail),
+            "replica": Check(self.clients.edge.gate.ready(boot_ns()), detail),
         }
 
     def sweep(self) -> None:
@@ -67,6 +67,7 @@ class Serving:
         now = boot_ns()
         self.clients.sweep(now)
         self.limiter.forget(now)
+        self.clients.edge.gate.sweep(wall_ns())
         for upstream in self._upstreams.values():
             upstream.sweep(now)
 
@@ -74,6 +75,7 @@ class Serving:
         """Ends the log and what is left of connections."""
         for upstream in self._upstreams.values():
             upstream.close()
+        self.clients.edge.gate.close()
         self.ledger.close()
         self.replica.close()
 

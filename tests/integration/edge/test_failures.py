@@ -424,9 +424,12 @@ def test_strict_mode_refuses_all_after_a_while(make: Make) -> None:
     world.start().until_ready()
     world.beat()
     assert world.get("/echo/x", key).status == 200
+    assert world.is_ready_now()
     within(3, lambda: world.get("/echo/x", key).status == 503)
+    assert not world.is_ready_now()
     world.beat()
     assert world.get("/echo/x", key).status == 200
+    assert world.is_ready_now()
 
 
 def test_a_request_whose_connection_ends_before_it_is_sent_goes_by_another(

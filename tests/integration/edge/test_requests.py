@@ -266,8 +266,11 @@ def test_unlimited_keys_and_public_paths_are_told_nothing(world: World, key: str
         assert not [name for name, _ in response.headers if "ratelimit" in name]
 
 
-def test_a_flood_of_refusals_is_answered_but_has_few_rows(world: World) -> None:
+def test_a_flood_of_refusals_is_answered_but_has_few_rows(make) -> None:  # type: ignore[no-untyped-def]
+    world = make()
+    world.ready()
     secret = world.key(status="inactive")
+    world.start().until_ready()
     answers = [world.get("/echo/flood", secret) for _ in range(120)]
     assert {answer.status for answer in answers} == {403}
     rows = len(world.settled("/echo/flood"))
@@ -276,6 +279,9 @@ def test_a_flood_of_refusals_is_answered_but_has_few_rows(world: World) -> None:
     assert len(closed) > 0
     assert rows >= 20
     assert world.metric("keyledger_edge_unmetered_total", reason="inactive") == len(closed)
+    world.stop()
+    told = [json.loads(line) for line in (world.data / "out.log").read_text().splitlines() if "without rows" in line]
+    assert sum(line["by_key"]["1"] for line in told) == len(closed)
 
 
 # Routes

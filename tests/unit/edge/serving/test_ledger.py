@@ -10,9 +10,9 @@ import pytest
 from services.edge.clock import boot_ns
 from services.edge.domain import KeyState, Outcome
 from services.edge.requestlog.writer import LogFailed, Note, Record, RequestLog
-from services.edge.serving.gate import Passage
 from services.edge.serving.ledger import Ledger
 from services.edge.serving.metrics import Metrics
+from services.edge.serving.passage import Passage
 from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.anyio
