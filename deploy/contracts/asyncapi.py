@@ -165,6 +165,11 @@ def _message(channel: Channel, event: type[EventData]) -> Object:
     if channel.topic is REQUEST_EVENTS:
         named = {name: {"type": "string", "description": f"As in the value: `{name}`."} for name in _HEADERS}
         found["headers"] = {"type": "object", "required": list(named), "properties": named}
-    key = _LOG if event is requests.LogClosed else channel.key
-    found["bindings"] = {"kafka": {"key": {"type": "string", "pattern": key}, "bindingVersion": "0.5.0"}}
+    key = {"type": "string", "pattern": key_pattern(channel, event)}
+    found["bindings"] = {"kafka": {"key": key, "bindingVersion": "0.5.0"}}
     return found
+
+
+def key_pattern(channel: Channel, event: type[EventData]) -> str:
+    """What the keys of the event's records look like in this topic."""
+    return _LOG if event is requests.LogClosed else channel.key

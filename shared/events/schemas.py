@@ -22,9 +22,15 @@ def schema_of(event: type[EventData]) -> dict[str, Any]:
     """The schema of the whole CloudEvent, as its JSON text is written to the topic."""
     found = CloudEvent[event].model_json_schema(mode="serialization")  # type: ignore[valid-type]
     found["properties"] |= {"type": {"const": event.TYPE}, "specversion": {"const": SPECVERSION}}
-    named = {"$schema": _DIALECT, "title": f"{event.TYPE}, schema version {event.SCHEMA_VERSION}"}
-    about = {"description": found["$defs"][event.__name__].pop("description")}
-    return named | about | _without_titles(found) | {"required": _ALWAYS}
+    version = event.SCHEMA_VERSION
+    named = {
+        "$schema": _DIALECT,
+        "$id": f"urn:keyledger:{event.TYPE}:v{version}",
+        # Generators of code name a class by it, beside that of the data.
+        "title": f"{event.__name__}EventV{version}",
+        "description": found["$defs"][event.__name__].pop("description"),
+    }
+    return named | _without_titles(found) | {"required": _ALWAYS}
 
 
 def file_name(event: type[EventData]) -> str:
@@ -84,7 +90,7 @@ def _inlined(part: Any, root: dict[str, Any]) -> Any:
             rest = {name: each for name, each in part.items() if name != "properties"}
             return _inlined(rest, root) | {"properties": {name: _inlined(each, root) for name, each in fields.items()}}
         case dict():
-            skipped = (*_WORDS, "$defs", "$schema")
+            skipped = (*_WORDS, "$defs", "$schema", "$id")
             return {name: _inlined(each, root) for name, each in part.items() if name not in skipped}
         case list():
             return [_inlined(each, root) for each in part]

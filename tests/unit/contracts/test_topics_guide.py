@@ -7,7 +7,7 @@ import re
 import pytest
 
 from deploy.contracts.__main__ import ROOT
-from deploy.contracts.asyncapi import CHANNELS, Channel
+from deploy.contracts.asyncapi import CHANNELS, Channel, key_pattern
 from services.keys.worker import PUBLICATION as KEYS
 from services.tickets.worker import PUBLICATION as TICKETS
 from services.usage.worker import SOURCE as USAGE
@@ -29,6 +29,15 @@ def test_the_table_says_who_writes_and_who_may_read(channel: Channel) -> None:
     assert cells[7].startswith("**nothing**" if channel.private else "read")
     days = int(channel.topic.config.get("retention.ms", "0")) // 86_400_000
     assert ("last of each key", "for ever", f"{days} days")[(days != 0) + (days > 0)] == cells[5]
+
+
+@pytest.mark.parametrize("channel", CHANNELS, ids=lambda channel: channel.topic.name)
+def test_the_table_names_the_keys_of_all_records(channel: Channel) -> None:
+    [row] = re.findall(rf"^\| `{channel.topic.name}` \|.*$", GUIDE, re.MULTILINE)
+    cell = row.split("|")[2].replace("edge id", "`<edge id>`")
+    keys = [re.sub("<(log|edge) id>", "0" * 32, key).replace("<partition>", "5") for key in re.findall("`(.+?)`", cell)]
+    for event in channel.events:
+        assert any(re.search(key_pattern(channel, event), key) for key in keys), (event.TYPE, keys)
 
 
 def test_each_topic_is_written_by_its_service_and_by_nobody_else() -> None:

@@ -45,6 +45,16 @@ def test_every_schema_file_belongs_to_an_event() -> None:
     assert {path.stem.rsplit(".v", 1)[0] for path in SCHEMAS.glob("*.v*.json")} == set(CLASSES)
 
 
+def test_generators_of_code_find_an_id_and_an_identifier_in_every_schema() -> None:
+    titles = set()
+    for path in SCHEMAS.glob("*.v*.json"):
+        schema = json.loads(path.read_text())
+        kind, version = path.stem.rsplit(".v", 1)
+        assert schema["$id"] == f"urn:keyledger:{kind}:v{version}"
+        assert schema["title"].isidentifier() and schema["title"] not in titles | set(schema["$defs"])
+        titles.add(schema["title"])
+
+
 @pytest.mark.parametrize("event", ALL, ids=_named)
 def test_every_version_only_adds_to_the_one_before(event: type[EventData]) -> None:
     versions = _versions(event.TYPE)
