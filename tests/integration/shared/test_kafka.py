@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from itertools import count
 
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from shared.events.topics import Topic
 from shared.kafka import (
@@ -19,6 +21,7 @@ from shared.kafka import (
     Reader,
     cluster_id,
     ensure_topics,
+    identify,
     partition_count,
 )
 from shared.partitions import partition_for
@@ -26,7 +29,7 @@ from shared.settings import Base
 from tests.support.eventually import eventually
 from tests.support.service import free_port
 from tests.support.stack import Servers
-from tests.support.topics import read_topic
+from tests.support.topics import adelete_topics, read_topic
 
 pytestmark = pytest.mark.anyio
 
@@ -86,6 +89,46 @@ async def test_topics_are_made_once_and_keep_their_partitions(servers: Servers) 
 async def test_a_topic_that_can_t_be_made_is_said_so(servers: Servers) -> None:
     with pytest.raises(KafkaUnavailable, match="could not be made"):
         await ensure_topics(Base(kafka=servers.kafka, replication=5), [Topic(f"test-{next(_names)}")])
+
+
+async def test_a_topic_made_anew_has_another_id(servers: Servers) -> None:
+    topic = Topic(f"test-{next(_names)}")
+    settings = Base(kafka=servers.kafka, partitions=2)
+    made = await ensure_topics(settings, [topic])
+    assert made == await identify(servers.kafka, [topic.name, "nowhere"])
+    assert made.id == await cluster_id(servers.kafka)
+    assert made.topics[topic.name].partitions == 2
+    await adelete_topics(servers.kafka, [topic.name])
+    assert (await identify(servers.kafka, [topic.name])).topics == {}
+    again = await ensure_topics(settings, [topic])
+    assert again.topics[topic.name].id != made.topics[topic.name].id
+
+
+_HOUR_MS = 3600_000
+
+
+@pytest.mark.parametrize("existing", [True, False], ids=["a topic that was there", "a new topic"])
+async def test_records_from_a_wrong_clock_are_taken_with_the_broker_s_time(servers: Servers, existing: bool) -> None:
+    topic = Topic(f"test-{next(_names)}", {"retention.ms": str(24 * _HOUR_MS)})
+    if existing:
+        admin = AIOKafkaAdminClient(bootstrap_servers=servers.kafka)
+        await admin.start()
+        await admin.create_topics([NewTopic(topic.name, 1, 1, topic_configs={"retention.ms": "777"})])
+        await admin.close()
+        await eventually(lambda: partition_count(servers.kafka, topic.name))
+    await ensure_topics(Base(kafka=servers.kafka, partitions=1), [topic])
+    producer = await Producer.open(servers.kafka)
+    now = int(time.time() * 1000)
+    try:
+        for clock in (now + 2 * _HOUR_MS, now - 10 * 24 * _HOUR_MS):
+            batch = producer.batch()
+            batch.append(timestamp=clock, key=b"key", value=b"{}", headers=[])
+            await producer.send(batch, Partition(topic.name, 0))
+    finally:
+        await producer.abandon()
+    records = (await read_topic(servers.kafka, topic.name))[0]
+    assert len(records) == 2
+    assert all(abs(record.timestamp - now) < 600_000 for record in records)
 
 
 async def test_a_cluster_has_one_name(servers: Servers) -> None:

@@ -1,0 +1,101 @@
+"""Writing to Kafka: transactions of the relays and publishers, batches of the edge's agent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple, Self
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.producer import sender
+from aiokafka.producer.message_accumulator import BatchBuilder as Batch
+from aiokafka.structs import TopicPartition as Partition
+
+from shared.kafka.errors import KafkaUnavailable, guarded
+
+_TRANSACTION_MS = 10_000
+
+# Until a transaction's markers are written the next one is told to come again: the client waits 20 ms, they take two.
+sender.BACKOFF_OVERRIDE = 0.003
+
+
+class Message(NamedTuple):
+    """A record to be written to an explicit partition."""
+
+    partition: Partition
+    key: bytes
+    value: bytes | None
+
+
+class Producer:
+    """An idempotent or, with a `transactional_id`, transactional producer; acks from all in-sync replicas."""
+
+    def __init__(self, client: AIOKafkaProducer) -> None:
+        self._client = client
+
+    @classmethod
+    async def open(cls, bootstrap: str, transactional_id: str | None = None) -> Self:
+        """Connects. A transactional id fences every earlier producer that used it."""
+        client = AIOKafkaProducer(
+            bootstrap_servers=bootstrap,
+            acks="all",
+            enable_idempotence=True,
+            transactional_id=transactional_id,
+            transaction_timeout_ms=_TRANSACTION_MS,
+            linger_ms=0,
+            max_batch_size=512 * 1024,
+            max_request_size=4 * 1024 * 1024,
+            request_timeout_ms=60_000,
+        )
+        self = cls(client)
+        try:
+            async with guarded("producer"):
+                await client.start()
+        except BaseException:
+            await self.abandon()
+            raise
+        return self
+
+    async def transaction(
+        self, messages: Sequence[Message], held: Mapping[Partition, int] | None = None
+    ) -> dict[Partition, int]:
+        """Writes all or nothing; returns, by partition, the offset after its last message.
+
+        Commits nothing when a partition ends before the offset that `held` has for it: it lost its tail, or was made
+        anew, and what it lost has to come first. After any error the transaction stays open until the next producer
+        of the transactional id, or the broker's time limit, ends it: an abort could wait for as long as Kafka is away.
+        """
+        first: dict[Partition, int] = {}
+        ends: dict[Partition, int] = {}
+        async with guarded("transaction", _TRANSACTION_MS / 1000):
+            await self._client.begin_transaction()
+            sent = [await self._client.send(p.topic, value, key, partition=p.partition) for p, key, value in messages]
+            for at in await asyncio.gather(*sent):
+                partition = Partition(at.topic, at.partition)
+                first.setdefault(partition, at.offset)
+                ends[partition] = at.offset + 1
+            if short := [str(p) for p, offset in first.items() if offset < (held or {}).get(p, 0)]:
+                raise KafkaUnavailable(f"shorter than before: {', '.join(short)}")
+            await self._client.commit_transaction()
+        return ends
+
+    def batch(self) -> Batch:
+        """An empty batch: `append(timestamp=ms, key=, value=, headers=)` gives None when it is full."""
+        return self._client.create_batch()
+
+    async def send(self, batch: Batch, partition: Partition) -> int:
+        """Writes the batch; returns the offset of its first record when all in-sync replicas have it."""
+        async with guarded("send", 60.0):
+            future = await self._client.send_batch(batch, partition.topic, partition=partition.partition)
+            return int((await future).offset)
+
+    async def abandon(self) -> None:
+        """Drops what is unsent and closes: after an error a flush could only send it out of order."""
+        self._client._closed = True
+        with suppress(Exception, asyncio.CancelledError):
+            async with asyncio.timeout(2.0):
+                await self._client._sender.close()
+        with suppress(Exception):
+            async with asyncio.timeout(2.0):
+                await self._client.client.close()
