@@ -1,0 +1,281 @@
+"""The client library's classes on a `FakeBroker`: as much of each as `shared.kafka` uses of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from aiokafka.admin import NewTopic
+from aiokafka.errors import NoOffsetForPartitionError, TopicAlreadyExistsError
+from aiokafka.structs import ConsumerRecord
+from aiokafka.structs import TopicPartition as Partition
+
+from shared.kafka.protocol import SettingsRequest, TopicsRequest
+from tests.support.fakebroker import Entry, FakeBroker, FakeTopic
+
+_BATCH_BYTES = 512 * 1024
+_INVALID_REPLICATION = 38
+_UNKNOWN_TOPIC = 3
+
+
+@contextmanager
+def installed(broker: FakeBroker) -> Iterator[FakeBroker]:
+    """Whatever `shared.kafka` connects to meanwhile is this broker."""
+    with (
+        mock.patch("shared.kafka.producer.AIOKafkaProducer", lambda **options: FakeProducer(broker, options)),
+        mock.patch("shared.kafka.reader.AIOKafkaConsumer", lambda **_: FakeConsumer(broker)),
+        mock.patch("shared.kafka.topics.AIOKafkaAdminClient", lambda **_: FakeAdmin(broker)),
+    ):
+        yield broker
+
+
+class FakeAdmin:
+    """`aiokafka.admin.AIOKafkaAdminClient`."""
+
+    def __init__(self, broker: FakeBroker) -> None:
+        self._broker = broker
+
+    async def start(self) -> None:
+        await self._broker.request("metadata", lambda: None)
+
+    async def close(self) -> None:
+        pass
+
+    async def create_topics(self, topics: Sequence[NewTopic]) -> Any:
+        return await self._broker.request("create", lambda: SimpleNamespace(topic_errors=[*map(self._create, topics)]))
+
+    def _create(self, new: NewTopic) -> tuple[str, int, str]:
+        if new.name in self._broker.topics:
+            return new.name, TopicAlreadyExistsError.errno, "it exists"
+        if new.replication_factor > 1:
+            return new.name, _INVALID_REPLICATION, "there is one broker"
+        self._broker.create(new.name, new.num_partitions, new.topic_configs)
+        return new.name, 0, ""
+
+    async def _send_request(self, request: TopicsRequest | SettingsRequest) -> Any:
+        if isinstance(request, TopicsRequest):
+            return await self._broker.request("metadata", lambda: _Described(self._broker, request.topics))
+        return await self._broker.request("settings", lambda: self._set(request))
+
+    def _set(self, request: SettingsRequest) -> Any:
+        answers = []
+        for name, settings in request.settings.items():
+            known = name in self._broker.topics
+            answers.append((0 if known else _UNKNOWN_TOPIC, "", 2, name))
+            if known:
+                self._broker.topics[name].configs |= settings
+        return SimpleNamespace(resources=answers)
+
+
+class _Described:
+    def __init__(self, broker: FakeBroker, topics: Sequence[str]) -> None:
+        self._found = {
+            "cluster_id": broker.id,
+            "topics": [self._topic(name, broker.topics.get(name)) for name in topics],
+        }
+
+    def _topic(self, name: str, topic: FakeTopic | None) -> dict[str, Any]:
+        return {"topic": name, "topic_id": topic and topic.id, "partitions": list(topic.logs) if topic else []}
+
+    def to_object(self) -> dict[str, Any]:
+        return self._found
+
+
+class _Batch:
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self._bytes = 0
+
+    def append(
+        self,
+        *,
+        timestamp: int | None,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> object | None:
+        self._bytes += 70 + len(key or b"") + len(value or b"")
+        if self.entries and self._bytes > _BATCH_BYTES:
+            return None
+        self.entries.append(Entry(key, value, tuple(headers), timestamp if timestamp is not None else _now_ms()))
+        return self
+
+
+class FakeProducer:
+    """`aiokafka.AIOKafkaProducer`: what is sent within a turn of the loop is one request, after its partitions joined."""
+
+    def __init__(self, broker: FakeBroker, options: dict[str, Any]) -> None:
+        self._broker = broker
+        self._name: str | None = options["transactional_id"]
+        self._timeout = options["transaction_timeout_ms"] / 1000
+        self._epoch = 0
+        self._joined: set[Partition] = set()
+        self._pending: list[tuple[Partition, Entry, asyncio.Future[Any]]] = []
+        self._sending: asyncio.Future[None] | None = None
+        self._closed = False
+        self._sender = SimpleNamespace(close=self._stop)
+        self.client = SimpleNamespace(close=self._stop)
+
+    async def start(self) -> None:
+        if self._name is None:
+            await self._broker.request("init", lambda: None)
+        else:
+            name, timeout = self._name, self._timeout
+            self._epoch = await self._broker.request("init", lambda: self._broker.open_id(name, timeout))
+
+    async def begin_transaction(self) -> None:
+        self._joined = set()
+
+    async def send(
+        self,
+        topic: str,
+        value: bytes | None = None,
+        key: bytes | None = None,
+        partition: int = 0,
+        headers: Sequence[tuple[str, bytes]] | None = None,
+    ) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._pending.append((Partition(topic, partition), Entry(key, value, tuple(headers or ()), _now_ms()), future))
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.ensure_future(self._send())
+        return future
+
+    async def _send(self) -> None:
+        while self._pending and not self._closed:
+            await asyncio.sleep(0)
+            pending, self._pending = self._pending, []
+            try:
+                await self._write(pending)
+            except Exception as error:
+                for _, _, future in pending:
+                    if not future.done():
+                        future.set_exception(error)
+                        future.exception()
+
+    async def _write(self, pending: list[tuple[Partition, Entry, asyncio.Future[Any]]]) -> None:
+        by_partition: dict[Partition, list[Entry]] = {}
+        for partition, entry, _ in pending:
+            by_partition.setdefault(partition, []).append(entry)
+        name, epoch = self._name, self._epoch
+        if name and (new := by_partition.keys() - self._joined):
+            await self._broker.request("join", lambda: self._broker.join(name, epoch, set(new)))
+            self._joined |= new
+        at = await self._broker.request(
+            "produce",
+            lambda: {p: self._broker.write(p, entries, name, epoch) for p, entries in by_partition.items()},
+        )
+        for partition, _, future in pending:
+            if not future.done():
+                future.set_result(SimpleNamespace(**partition._asdict(), offset=at[partition]))
+            at[partition] += 1
+
+    async def commit_transaction(self) -> None:
+        if self._sending is not None:
+            await asyncio.shield(self._sending)
+        if self._joined and self._name:
+            name, epoch = self._name, self._epoch
+            await self._broker.request("commit", lambda: self._broker.commit(name, epoch))
+
+    def create_batch(self) -> _Batch:
+        return _Batch()
+
+    async def send_batch(self, batch: _Batch, topic: str, *, partition: int) -> asyncio.Future[Any]:
+        async def write() -> Any:
+            to = Partition(topic, partition)
+            offset = await self._broker.request("produce", lambda: self._broker.write(to, batch.entries))
+            return SimpleNamespace(offset=offset)
+
+        return asyncio.ensure_future(write())
+
+    async def _stop(self) -> None:
+        self._closed = True
+
+
+class FakeConsumer:
+    """`aiokafka.AIOKafkaConsumer` without a group, of committed records, which resets no offset by itself."""
+
+    def __init__(self, broker: FakeBroker) -> None:
+        self._broker = broker
+        self._positions: dict[Partition, int | None] = {}
+        self._paused: set[Partition] = set()
+        self._stable: dict[Partition, int] = {}
+        self._client = SimpleNamespace(force_metadata_update=self.start)
+
+    async def start(self) -> None:
+        await self._broker.request("metadata", lambda: None)
+
+    async def stop(self) -> None:
+        self._positions.clear()
+
+    async def topics(self) -> set[str]:
+        return await self._broker.request("metadata", lambda: set(self._broker.topics))
+
+    def partitions_for_topic(self, topic: str) -> set[int] | None:
+        found = self._broker.topics.get(topic)
+        return set(found.logs) if found else None
+
+    def assign(self, partitions: Collection[Partition]) -> None:
+        self._positions = dict.fromkeys(partitions)
+
+    def assignment(self) -> set[Partition]:
+        return set(self._positions)
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        if partition in self._positions:
+            self._positions[partition] = offset
+
+    def pause(self, partition: Partition) -> None:
+        self._paused.add(partition)
+
+    def last_stable_offset(self, partition: Partition) -> int | None:
+        return self._stable.get(partition)
+
+    async def beginning_offsets(self, partitions: Collection[Partition]) -> dict[Partition, int]:
+        return await self._broker.request("offsets", lambda: {p: self._broker.log(p).begin for p in partitions})
+
+    async def end_offsets(self, partitions: Collection[Partition]) -> dict[Partition, int]:
+        return await self._broker.request("offsets", lambda: {p: self._broker.log(p).stable() for p in partitions})
+
+    async def position(self, partition: Partition) -> int:
+        at = self._positions[partition]
+        if at is None:
+            raise NoOffsetForPartitionError(partition)
+        return at
+
+    async def getmany(self, *, timeout_ms: int, max_records: int) -> dict[Partition, list[ConsumerRecord[Any, Any]]]:
+        until = asyncio.get_running_loop().time() + timeout_ms / 1000
+        while True:
+            found = await self._broker.request("fetch", lambda: self._fetch(max_records))
+            left = until - asyncio.get_running_loop().time()
+            if found or left <= 0:
+                return found
+            await self._broker.grown(left)
+
+    def _fetch(self, limit: int) -> dict[Partition, list[ConsumerRecord[Any, Any]]]:
+        found: dict[Partition, list[ConsumerRecord[Any, Any]]] = {}
+        for partition, position in self._positions.items():
+            if partition in self._paused or position is None or limit <= 0:
+                continue
+            self._stable[partition] = self._broker.log(partition).stable()
+            entries, self._positions[partition] = self._broker.read(partition, position, limit)
+            limit -= len(entries)
+            if entries:
+                found[partition] = [_record(partition, at, entry) for at, entry in entries]
+        return found
+
+    async def commit(self, _: dict[Partition, int]) -> None:
+        await self._broker.request("offset commit", lambda: None)
+
+
+def _record(partition: Partition, offset: int, entry: Entry) -> ConsumerRecord[Any, Any]:
+    sizes = len(entry.key or b""), len(entry.value or b"")
+    return ConsumerRecord(*partition, offset, entry.timestamp, 0, entry.key, entry.value, None, *sizes, entry.headers)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
