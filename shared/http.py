@@ -108,7 +108,8 @@ def _allowed(request: Request) -> str:
     """Every method that the path has (RFC 9110, 10.2.1); the framework names those of one route."""
     paths = request.app.openapi()["paths"].items()
     matching = [methods for path, methods in paths if compile_path(path)[0].match(request.scope["path"])]
-    return ", ".join(sorted(method.upper() for methods in matching for method in methods))
+    allowed = {method.upper() for methods in matching for method in methods}
+    return ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
 
 
 class _Requests:
@@ -121,6 +122,9 @@ class _Requests:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        # A HEAD is a GET whose content the server leaves away, by the method that it read itself (RFC 9110, section 9.3.2).
+        method = scope["method"]
+        scope = {**scope, "method": "GET"} if method == "HEAD" else scope
         request = Request(scope)
         scope["keyledger.request_id"] = request_id = request.headers.get("x-request-id")
         status, started = 0, time.perf_counter()
@@ -141,12 +145,12 @@ class _Requests:
                 if not status:
                     await problem_response(request, problem)(scope, receive, sent)
             except Exception:
-                _log.exception("unexpected error", method=scope["method"], path=scope["path"])
+                _log.exception("unexpected error", method=method, path=scope["path"])
                 if not status:
                     await problem_response(request, Problem())(scope, receive, sent)
             took = time.perf_counter() - started
-            _seconds.labels(scope["method"], status).observe(took)
-            _log.info("request", method=scope["method"], path=scope["path"], status=status, seconds=round(took, 6))
+            _seconds.labels(method, status).observe(took)
+            _log.info("request", method=method, path=scope["path"], status=status, seconds=round(took, 6))
 
 
 class TooLarge(Problem):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 from enum import StrEnum
-from functools import lru_cache
 
 import msgspec
+
+from services.edge.memo import Memo
 
 ADMIN = "admin"
 
@@ -155,9 +156,35 @@ def problem(outcome: Outcome) -> tuple[int, str, str]:
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+_Cidrs = tuple[str, ...]
 
-@lru_cache(maxsize=10_000)
-def _within(address: str | None, cidrs: tuple[str, ...]) -> bool:
+
+def _networks_size(cidrs: _Cidrs, _networks: tuple[Network, ...]) -> int:
+    return 200 + 700 * len(cidrs)
+
+
+def _judged_size(pair: tuple[str | None, _Cidrs], _within: bool) -> int:
+    return 300 + 100 * len(pair[1])
+
+
+# Who holds a key chooses its list and the addresses to come from.
+_MEMO = 8 * 1024 * 1024
+_networks_of: Memo[_Cidrs, tuple[Network, ...]] = Memo(_MEMO, _networks_size)
+_judged: Memo[tuple[str | None, _Cidrs], bool] = Memo(_MEMO, _judged_size)
+
+
+def _within(address: str | None, cidrs: _Cidrs) -> bool:
+    pair = (address, cidrs)
+    found = _judged.get(pair)
+    if found is None:
+        found = _judged.revive(pair)
+    if found is None:
+        found = _lies_in(address, cidrs)
+        _judged.keep(pair, found)
+    return found
+
+
+def _lies_in(address: str | None, cidrs: _Cidrs) -> bool:
     try:
         client = ipaddress.ip_address(address or "")
     except ValueError:
@@ -167,9 +194,12 @@ def _within(address: str | None, cidrs: tuple[str, ...]) -> bool:
     return any(client in network for network in _networks(cidrs))
 
 
-@lru_cache(maxsize=10_000)
-def _networks(cidrs: tuple[str, ...]) -> tuple[Network, ...]:
-    return tuple(network for network in map(_network, cidrs) if network)
+def _networks(cidrs: _Cidrs) -> tuple[Network, ...]:
+    networks = _networks_of.get(cidrs) or _networks_of.revive(cidrs)
+    if networks is None:
+        networks = tuple(network for network in map(_network, cidrs) if network)
+        _networks_of.keep(cidrs, networks)
+    return networks
 
 
 def _network(cidr: str) -> Network | None:

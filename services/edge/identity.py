@@ -17,10 +17,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from services.edge.clock import SECOND
 from services.edge.domain import KeyState
+from services.edge.memo import Memo
 
 ISSUER = "keyledger"
 LIFE_SECONDS = 60
-_HELD_MAX = 65536
+# Of tokens, in bytes: those of some ten thousand keys.
+_MEMO = 16 * 1024 * 1024
+_ENTRY = 300
 
 
 class IdentityKeyError(Exception):
@@ -38,6 +41,14 @@ def load_key(path: Path) -> Ed25519PrivateKey:
     return key
 
 
+# Key id, epoch, version; audience.
+_Name = tuple[int, int, int, str]
+
+
+def _size(_name: _Name, held: tuple[int, bytes]) -> int:
+    return _ENTRY + len(held[1])
+
+
 class Identities:
     """Makes identity tokens and keeps each for half its life."""
 
@@ -45,19 +56,17 @@ class Identities:
         self._key = key
         self._jwk = _jwk(key)
         self._headers = {"kid": self._jwk["kid"]}
-        self._held: dict[tuple[int, int, int, str], tuple[int, bytes]] = {}
+        self._held: Memo[_Name, tuple[int, bytes]] = Memo(_MEMO, _size)
 
     def token(self, key: KeyState, audience: str, wall_ns: int) -> bytes:
         """The token of `key` for `audience`, issued at most half its life before `wall_ns`."""
         name = (key.id, key.epoch, key.version, audience)
         now = wall_ns // SECOND
-        held = self._held.get(name)
+        held = self._held.get(name) or self._held.revive(name)
         if held is not None and 0 <= now - held[0] < LIFE_SECONDS // 2:
             return held[1]
         token = self._sign(key, audience, now)
-        if len(self._held) >= _HELD_MAX:
-            self._held.clear()
-        self._held[name] = (now, token)
+        self._held.keep(name, (now, token))
         return token
 
     def jwks(self) -> bytes:

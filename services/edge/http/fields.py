@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-_MEMO_MAX = 4096
+from services.edge.memo import Memo
+
+# Of names, in bytes, each with what a dict needs for it: the few hundred that recur.
+_MEMO = 64 * 1024
+_ENTRY = 128
 _NORMALISED = bytes(c if chr(c).isalnum() and c < 128 else ord("-") for c in range(256)).lower()
 
 
 # What the edge does with a header. Plain integers: an enumeration's hash is slow, and this is done for every header.
-KINDS = 11
-(PASS, DROP, LENGTH, ENCODING, CONNECTION, HOST, EXPECT, UPGRADE, KEY, REQUEST_ID, PLATFORM) = range(KINDS)
+KINDS = 12
+(PASS, DROP, LENGTH, ENCODING, CONNECTION, HOST, EXPECT, UPGRADE, KEY, REQUEST_ID, PLATFORM, DATE) = range(KINDS)
 
 # RFC 9110, section 7.6.1, and what was hop-by-hop before it.
 _HOP_BY_HOP = {
@@ -48,21 +52,24 @@ _REQUEST_KINDS = _HOP_BY_HOP | {
         DROP,
     ),
 }
-_RESPONSE_KINDS = _HOP_BY_HOP | dict.fromkeys(
-    (
-        b"x-request-id",
-        b"x-ratelimit-limit",
-        b"x-ratelimit-remaining",
-        b"x-ratelimit-reset",
-        b"ratelimit",
-        b"ratelimit-policy",
-        b"ratelimit-limit",
-        b"ratelimit-remaining",
-        b"ratelimit-reset",
-        b"keyledger-identity",
+_RESPONSE_KINDS = _HOP_BY_HOP | {
+    b"date": DATE,
+    **dict.fromkeys(
+        (
+            b"x-request-id",
+            b"x-ratelimit-limit",
+            b"x-ratelimit-remaining",
+            b"x-ratelimit-reset",
+            b"ratelimit",
+            b"ratelimit-policy",
+            b"ratelimit-limit",
+            b"ratelimit-remaining",
+            b"ratelimit-reset",
+            b"keyledger-identity",
+        ),
+        DROP,
     ),
-    DROP,
-)
+}
 _REQUEST_DROPPED = (b"keyledger-", b"x-forwarded-", b"proxy-")
 
 
@@ -85,22 +92,31 @@ def _spelt(name: bytes, normal: bytes, kind: int) -> int:
     return DROP if kind != PASS and name.lower() != normal else kind
 
 
-class _Kinds(dict[bytes, int]):
-    """Kinds by name, worked out when asked for and then remembered."""
+class Kinds(Memo[bytes, int]):
+    """Kinds by name, worked out when they are asked for. Anybody chooses names, so they are remembered only by `learn`."""
 
     def __init__(self, judge: Callable[[bytes], int]) -> None:
-        super().__init__()
+        super().__init__(_MEMO, lambda name, _: len(name) + _ENTRY)
         self._judge = judge
+        self.new: list[tuple[bytes, int]] = []
 
     def __missing__(self, name: bytes) -> int:
-        kind = self._judge(name)
-        # Clients choose names: the memo is for the few hundred that recur.
-        if len(self) < _MEMO_MAX:
-            self[name] = kind
+        kind = self.revive(name)
+        if kind is None:
+            kind = self._judge(name)
+            self.new.append((name, kind))
         return kind
 
+    def learn(self) -> None:
+        """Remembers the names in `new`: who sent them is known."""
+        for name, kind in self.new:
+            self.keep(name, kind)
+        self.new.clear()
 
-request_kind = _Kinds(_request_kind).__getitem__
-"""What a request's header is, by its name as it was sent."""
-response_kind = _Kinds(_response_kind).__getitem__
+
+request_kinds = Kinds(_request_kind)
+"""What a request's header is, by its name as it was sent. `new` has the names of the request that was read last."""
+request_kind = request_kinds.__getitem__
+response_kinds = Kinds(_response_kind)
 """What a response's header is; PLATFORM passes from the platform's own services only."""
+response_kind = response_kinds.__getitem__

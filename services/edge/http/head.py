@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
+from typing import cast
 
 import msgspec
 
 from services.edge.http.fields import (
     CONNECTION,
+    DATE,
     DROP,
     ENCODING,
     EXPECT,
@@ -19,12 +20,13 @@ from services.edge.http.fields import (
     KEY,
     KINDS,
     LENGTH,
-    PASS,
     PLATFORM,
     REQUEST_ID,
     UPGRADE,
     request_kind,
+    request_kinds,
     response_kind,
+    response_kinds,
 )
 
 HEAD_END = b"\r\n\r\n"
@@ -37,8 +39,11 @@ _METHODS = {name.encode(): name for name in METHODS}
 
 # The quantifiers are possessive: no input makes the match try twice (RFC 9110, sections 5.1 and 5.5).
 _FIELDS = rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n"
-_REQUEST = re.compile(rb"([A-Z]{1,32}+) ([\x21-\x7e]++) HTTP/1\.([01])\r\n" + _FIELDS)
-_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*+))?\r\n" + _FIELDS)
+_REQUEST = re.compile(rb"([A-Z]{1,32}+) (/[\x21-\x7e]*+|(?<=OPTIONS )\*) HTTP/1\.([01])\r\n" + _FIELDS)
+_ABSOLUTE = re.compile(rb"([A-Z]{1,32}+ )[Hh][Tt][Tt][Pp][Ss]?://([!-\"$-.0->@-~]++)([\x21-\x7e]*+)")
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
+# RFC 9110, section 15: a status above 599 is none.
+_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*+))?\r\n" + _FIELDS)
 # Of a head that has this form: its names and values, without the blanks before them.
 _TAKE_APART = re.compile(rb"([^:]++):[\t ]*+([^\r]*+)\r\n")
 _LONE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
@@ -93,7 +98,7 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
 class ResponseHead(msgspec.Struct, frozen=True, gc=False):
     """A response's head. `fields` are those that may go on to a client, `platform` the `Keyledger-` ones beside them.
 
-    `bodiless`: no body follows, whatever `framing` declares (RFC 9112, section 6.3).
+    `bodiless`: no body follows, whatever `framing` declares (RFC 9112, section 6.3). `date` is empty when it has none.
     """
 
     status: int
@@ -101,6 +106,7 @@ class ResponseHead(msgspec.Struct, frozen=True, gc=False):
     minor: int
     fields: Fields
     platform: Fields
+    date: bytes
     framing: Framing
     bodiless: bool
     keep_alive: bool
@@ -114,6 +120,11 @@ def parse_request(head: bytes) -> RequestHead:
     if len(head) - line > HEADER_BLOCK_MAX:
         raise BadMessage("The headers are too large", 431)
     match = _REQUEST.fullmatch(head)
+    authority = None
+    if match is None:
+        head, authority = _in_origin_form(head)
+        line = head.index(b"\r\n")
+        match = _REQUEST.fullmatch(head)
     if match is None:
         raise BadMessage("The request head is malformed")
     method, target, version = match.groups()
@@ -123,12 +134,14 @@ def parse_request(head: bytes) -> RequestHead:
     fields = _TAKE_APART.findall(head, line + 2)
     if len(fields) > HEADERS_MAX:
         raise BadMessage("There are too many headers", 431)
+    request_kinds.new.clear()
     passed, known = _sorted(fields, request_kind)
     minor = 1 if version == b"1" else 0
     if minor == 0 and known[ENCODING]:
         raise BadMessage("HTTP/1.0 knows no Transfer-Encoding")
-    close, named = _connection(known[CONNECTION])
-    upgrade = known[UPGRADE]
+    connection, upgrade, expect = known[CONNECTION], known[UPGRADE], known[EXPECT]
+    close, named = _NOTHING if connection is None else _connection(connection)
+    host = _host(known[HOST], minor)
     return RequestHead(
         method=name,
         target=target,
@@ -136,10 +149,10 @@ def parse_request(head: bytes) -> RequestHead:
         fields=_without(passed, named) if named else passed,
         framing=_framing(known),
         keep_alive=minor == 1 and not close,
-        host=_host(known[HOST], minor),
+        host=host if authority is None else authority,
         keys=known[KEY] or [],
         request_ids=known[REQUEST_ID] or [],
-        expects_continue=minor == 1 and _expectation(known[EXPECT]),
+        expects_continue=expect is not None and minor == 1 and _expectation(expect),
         upgrade=b",".join(upgrade).lower() if upgrade else b"",
     )
 
@@ -154,10 +167,13 @@ def parse_response(head: bytes, method: str) -> ResponseHead:
     if len(fields) > HEADERS_MAX:
         raise BadMessage("The response has too many headers")
     passed, known = _sorted(fields, response_kind)
+    if response_kinds.new:
+        response_kinds.learn()
     minor = 1 if version == b"1" else 0
     if minor == 0 and known[ENCODING]:
         raise BadMessage("HTTP/1.0 knows no Transfer-Encoding")
-    close, named = _connection(known[CONNECTION])
+    connection, dates = known[CONNECTION], known[DATE]
+    close, named = _NOTHING if connection is None else _connection(connection)
     status = int(code)
     return ResponseHead(
         status=status,
@@ -165,10 +181,17 @@ def parse_response(head: bytes, method: str) -> ResponseHead:
         minor=minor,
         fields=_without(passed, named) if named else passed,
         platform=[field for field in fields if response_kind(field[0]) == PLATFORM] if known[PLATFORM] else [],
+        date=dates[0] if dates else b"",
         framing=_framing(known),
         bodiless=method == "HEAD" or status < 200 or status in {204, 304},
         keep_alive=minor == 1 and not close,
     )
+
+
+def after_empty_lines(data: bytes) -> bytes:
+    """`data` without the empty lines at its beginning, which come before no request (RFC 9112, section 2.2)."""
+    found = cast(re.Match[bytes], _EMPTY_LINES.match(data))
+    return data[found.end() :]
 
 
 def check_beginning(head: bytes, new: int) -> None:
@@ -190,13 +213,29 @@ def check_lines(head: bytes, start: int) -> None:
         raise BadMessage("A line does not end with CR LF")
 
 
+def _in_origin_form(head: bytes) -> tuple[bytes, bytes]:
+    """A head with an absolute target as one without, and the authority, which counts instead of Host's (section 3.2.2)."""
+    match = _ABSOLUTE.match(head)
+    if match is None and head.startswith(b"CONNECT "):
+        raise BadMessage("The method is not supported", 501, "not_implemented")
+    if match is None:
+        raise BadMessage("The request head is malformed")
+    method, authority, path = match.groups()
+    if not _HOST.fullmatch(authority):
+        raise BadMessage("The target's authority is no host")
+    if not path.startswith(b"/"):
+        path = b"*" if method == b"OPTIONS " and not path else b"/" + path
+    return method + path + head[match.end() :], authority
+
+
 def _sorted(fields: Fields, kind_of: Callable[[bytes], int]) -> tuple[Fields, Known]:
     """The fields that pass, and the values of those that are read, by kind."""
     passed: Fields = []
     known: Known = [None] * KINDS
     for field in fields:
         kind = kind_of(field[0])
-        if kind == PASS:
+        # PASS is 0, which most are.
+        if not kind:
             passed.append(field)
         elif kind != DROP:
             value = field[1].rstrip(b" \t")
@@ -226,36 +265,32 @@ def _framing(known: Known) -> Framing:
     return Framing(length=int(lengths[0]))
 
 
-def _connection(values: list[bytes] | None) -> tuple[bool, frozenset[bytes]]:
+def _connection(values: list[bytes]) -> tuple[bool, frozenset[bytes]]:
     """Whether the connection ends with this message, and which headers were meant for us alone."""
-    return _NOTHING if values is None else _options(values[0] if len(values) == 1 else b",".join(values))
+    value = values[0] if len(values) == 1 else b",".join(values)
+    return _USUAL.get(value) or _options(value)
 
 
-_NOTHING: tuple[bool, frozenset[bytes]] = (False, frozenset())
-
-
-@lru_cache(maxsize=256)
 def _options(value: bytes) -> tuple[bool, frozenset[bytes]]:
     options = frozenset(option.strip(b" \t").lower() for option in value.split(b","))
     return b"close" in options, options - {b"close", b"keep-alive"}
 
 
+_NOTHING: tuple[bool, frozenset[bytes]] = (False, frozenset())
+_USUAL = {
+    value: _options(value) for value in (b"close", b"Close", b"keep-alive", b"Keep-Alive", b"Upgrade", b"upgrade")
+}
+
+
 def _host(values: list[bytes] | None, minor: int) -> bytes:
     if values is None and minor == 0:
         return b""
-    if values is None or len(values) != 1 or not _is_host(values[0]):
+    if values is None or len(values) != 1 or _HOST.fullmatch(values[0]) is None:
         raise BadMessage("There must be exactly one valid Host")
     return values[0]
 
 
-@lru_cache(maxsize=1024)
-def _is_host(value: bytes) -> bool:
-    return _HOST.fullmatch(value) is not None
-
-
-def _expectation(values: list[bytes] | None) -> bool:
-    if values is None:
-        return False
+def _expectation(values: list[bytes]) -> bool:
     if len(values) != 1 or values[0].lower() != b"100-continue":
         raise BadMessage("The expectation is unknown", 417)
     return True

@@ -18,13 +18,18 @@ _DOT_SEGMENT = re.compile(r"/\.{1,2}(?:[/;]|\Z)")
 
 
 def split(target: bytes) -> tuple[str, str]:
-    """The path as it was sent and as it is meant (decoded) of an origin-form target; raises BadMessage."""
+    """The path as it was sent and as it is meant (decoded) of an origin-form target; raises BadMessage.
+
+    `*`, the server as a whole, is its own path.
+    """
     text = target.decode("ascii")
     if "#" in text:
         raise BadMessage("The target has a fragment")
     path, _, _ = text.partition("?")
     if _PLAIN.fullmatch(path):
         return path, path
+    if text == "*":
+        return text, text
     if not path.startswith("/"):
         raise BadMessage("The target must be an absolute path")
     if "//" in path or "\\" in path:

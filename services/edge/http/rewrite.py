@@ -4,9 +4,17 @@ it came, only what was understood of it.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from http import HTTPStatus
 
 from services.edge.http.head import Framing, RequestHead, ResponseHead
+
+# As RFC 9110, section 15, has them, whatever version of Python knows them by their older names.
+REASONS = {status.value: status.phrase.encode() for status in HTTPStatus} | {
+    413: b"Content Too Large",
+    414: b"URI Too Long",
+    416: b"Range Not Satisfiable",
+    422: b"Unprocessable Content",
+}
 
 
 def request_head(
@@ -19,49 +27,53 @@ def request_head(
     token: bytes | None,
 ) -> bytes:
     """The head for the upstream at `authority`, with who asks: our identity `token`, where there is a key."""
-    return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%b%bX-Request-ID: %b\r\n%b%b\r\n" % (
-        request.method.encode(),
-        request.target,
-        authority,
-        b"".join([b"%b: %b\r\n" % field for field in request.fields]),
-        _framing(request.framing),
-        _forwarded(address, request.host),
-        request_id.encode(),
-        b"" if correlation_id is None else b"X-Correlation-ID: %b\r\n" % correlation_id.encode(),
-        b"" if token is None else b"Keyledger-Identity: %b\r\n" % token,
-    )
-
-
-@lru_cache(maxsize=4096)
-def _forwarded(address: str | None, host: bytes) -> bytes:
-    lines = [b"X-Forwarded-Proto: http\r\n"]
+    parts = [request.method.encode(), b" ", request.target, b" HTTP/1.1\r\nHost: ", authority, b"\r\n"]
+    for name, value in request.fields:
+        parts += (name, b": ", value, b"\r\n")
+    parts += (_framing(request.framing), _VIA[request.minor])
     if address:
-        lines.append(b"X-Forwarded-For: %b\r\n" % address.encode())
-    if host:
-        lines.append(b"X-Forwarded-Host: %b\r\n" % host)
-    return b"".join(lines)
+        parts += (b"X-Forwarded-For: ", address.encode(), b"\r\n")
+    if request.host:
+        parts += (b"X-Forwarded-Host: ", request.host, b"\r\n")
+    parts += (b"X-Request-ID: ", request_id.encode(), b"\r\n")
+    if correlation_id is not None:
+        parts += (b"X-Correlation-ID: ", correlation_id.encode(), b"\r\n")
+    if token is not None:
+        parts += (b"Keyledger-Identity: ", token, b"\r\n")
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+# By the version that the client spoke (RFC 9110, section 7.6.3).
+_VIA = [b"Via: 1.%d keyledger\r\nX-Forwarded-Proto: http\r\n" % minor for minor in (0, 1)]
 
 
 def response_head(
-    head: ResponseHead, request_id: str, limits: bytes, *, platform: bool, chunked: bool, keep: bool
+    head: ResponseHead, request_id: str, limits: bytes, *, date: bytes, platform: bool, chunked: bool, keep: bool
 ) -> bytes:
     """The head for the client. `limits` (header lines) and the request id are the edge's, over what the upstream says.
 
-    `platform`: the upstream is one of the platform's own services, whose `Keyledger-` fields pass.
+    `date`: when the response was made, or came (RFC 9110, section 6.6.1). `platform`: the upstream is one of the platform's
+    own services, whose `Keyledger-` fields pass.
     """
-    fields = head.fields + head.platform if platform else head.fields
-    framing = _CHUNKED if chunked else b""
+    fields, reason = head.fields, head.reason
+    if platform:
+        fields, reason = fields + head.platform, REASONS.get(head.status, reason)
+    parts = [b"HTTP/1.1 %d %b\r\nDate: %b\r\n" % (head.status, reason, date)]
+    for name, value in fields:
+        parts += (name, b": ", value, b"\r\n")
     if head.framing.length is not None and head.status != 204:
-        framing = _framing(head.framing)
-    return b"HTTP/1.1 %d %b\r\n%b%bX-Request-ID: %b\r\n%b%b" % (
-        head.status,
-        head.reason,
-        b"".join([b"%b: %b\r\n" % field for field in fields]),
-        framing,
+        parts.append(_framing(head.framing))
+    elif chunked:
+        parts.append(_CHUNKED)
+    parts += (
+        b"X-Request-ID: ",
         request_id.encode(),
+        b"\r\n",
         limits,
         b"\r\n" if keep else b"Connection: close\r\n\r\n",
     )
+    return b"".join(parts)
 
 
 _CHUNKED = b"Transfer-Encoding: chunked\r\n"

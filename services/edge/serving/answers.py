@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from operator import itemgetter
 
+import msgspec
+
 from services.edge.clock import SECOND, wall_ns
 from services.edge.domain import Outcome
 from services.edge.domain import problem as problem_of
 from services.edge.http.head import BadMessage
+from services.edge.http.rewrite import REASONS
 from services.edge.limiter import Verdict
 
 _BOUNDS = itemgetter(0, 1, 2)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # An edge that is not ready is, within seconds, or somebody must look.
 RETRY_AFTER_SECONDS = 2
-_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,8 @@ class Answer:
         body = self._problem(request_id) if self.content is None else self.content
         head = b"HTTP/1.1 %d %b\r\nDate: %b\r\n%bX-Request-ID: %b\r\nContent-Length: %d\r\n%b\r\n" % (
             self.status,
-            _REASONS[self.status],
-            _date(wall_ns() // SECOND),
+            REASONS[self.status],
+            date(),
             self.fields,
             request_id,
             len(body),
@@ -52,7 +54,7 @@ class Answer:
         members["request_id"] = request_id.decode()
         if self.detail:
             members["detail"] = self.detail
-        return json.dumps(members).encode()
+        return msgspec.json.encode(members)
 
 
 _PROBLEM_FIELDS = b"Content-Type: application/problem+json\r\nCache-Control: no-store\r\n"
@@ -82,7 +84,7 @@ UNAVAILABLE = problem(503, "unavailable", "Temporarily unavailable")
 REQUEST_TIMEOUT = problem(408, "timeout", "The request did not arrive in time")
 
 
-def method_not_allowed(allowed: list[str]) -> Answer:
+def method_not_allowed(allowed: Iterable[str]) -> Answer:
     """405 with the methods that are."""
     allow = b"Allow: %b\r\n" % ", ".join(allowed).encode()
     return problem(405, "method_not_allowed", "Method not allowed", fields=allow)
@@ -90,7 +92,7 @@ def method_not_allowed(allowed: list[str]) -> Answer:
 
 def malformed(error: BadMessage) -> Answer:
     """What a client is told whose request can't be read."""
-    title = _REASONS[error.status].decode()
+    title = REASONS[error.status].decode()
     return problem(error.status, error.code, title, detail=str(error))
 
 
@@ -112,14 +114,18 @@ def limit_fields(verdict: Verdict, boot_ns: int, wall_ns: int) -> bytes:
         f'RateLimit: "{shown}";r={verdict.remaining};t={wait}\r\n'
     )
     if not verdict.allowed:
-        # The reset is a whole second: counted from now, it may be one more than the wait.
-        fields += f"Retry-After: {max(1, -((reset * SECOND - wall_ns) // -SECOND))}\r\n"
+        fields += f"Retry-After: {max(1, wait)}\r\n"
     return fields.encode()
 
 
 @lru_cache(maxsize=4096)
 def _policy(windows: tuple[tuple[str, int, int], ...]) -> str:
     return ", ".join(f'"{name}";q={limit};w={seconds}' for name, limit, seconds in windows)
+
+
+def date() -> bytes:
+    """Now, as the value of a Date header."""
+    return _date(wall_ns() // SECOND)
 
 
 @lru_cache(maxsize=2)

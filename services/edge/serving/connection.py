@@ -13,7 +13,14 @@ from typing_extensions import override
 
 from services.edge.clock import SECOND, boot_ns, wall_ns
 from services.edge.http.body import BodyReader, LengthReader, request_reader
-from services.edge.http.head import HEAD_END, BadMessage, RequestHead, check_beginning, parse_request
+from services.edge.http.head import (
+    HEAD_END,
+    BadMessage,
+    RequestHead,
+    after_empty_lines,
+    check_beginning,
+    parse_request,
+)
 from services.edge.serving import answers
 from services.edge.serving.answers import Answer
 from services.edge.serving.exchange import NEVER, Edge, Exchange
@@ -22,6 +29,7 @@ from services.edge.serving.passage import Passage
 # So much of a body that nobody wants is read to keep a connection.
 _UNWANTED_MAX = 64 * 1024
 _LINGER_NS = 5 * SECOND
+_CR = 13
 _log = structlog.get_logger()
 
 
@@ -216,6 +224,11 @@ class ClientConnection(asyncio.Protocol):
         checked = len(self._buffer)
         if checked:
             data = self._buffer + data
+        if data[0] == _CR:
+            data, checked = after_empty_lines(data), 0
+            if not data:
+                self._buffer = data
+                return
         try:
             end = data.find(HEAD_END, max(0, checked - 3))
             if end < 0:

@@ -1,4 +1,4 @@
-"""What anybody may read without a key: the keys that verify identity tokens, the description of the API, and the page that
+"""What anybody may ask without a key: the keys that verify identity tokens, the description of the API, and the page that
 shows it. Read when a serving process starts, and given from memory.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from services.edge.http.head import Fields
-from services.edge.serving.answers import Answer
+from services.edge.http.head import METHODS, Fields
+from services.edge.serving.answers import Answer, method_not_allowed
 
 JWKS_PATH = "/.well-known/keyledger/jwks.json"
 _OPENAPI = Path(__file__).parents[3] / "schemas" / "openapi.json"
@@ -29,9 +29,12 @@ class Document:
     whole: Answer
     unchanged: Answer
     etag: bytes
+    methods: tuple[str, ...] = ("GET", "HEAD")
 
-    def answer(self, fields: Fields) -> Answer:
-        """What a GET or HEAD with these header fields is answered."""
+    def answer(self, method: str, fields: Fields) -> Answer:
+        """What a request of `method` with these header fields is answered."""
+        if method not in self.methods:
+            return method_not_allowed(self.methods)
         held = [
             tag.strip(b" \t").removeprefix(b"W/")
             for name, value in fields
@@ -48,11 +51,18 @@ def documents(jwks: bytes) -> Mapping[str, Document]:
     # Without the line breaks, which are for those who read it in the repository.
     described = json.dumps(json.loads(_OPENAPI.read_bytes()), ensure_ascii=False, separators=(",", ":")).encode()
     return {
+        "*": _server(),
         JWKS_PATH: _document(jwks, _JSON),
         "/openapi.json": _document(described, _JSON),
         "/docs": shown,
         "/docs/": shown,
     }
+
+
+def _server() -> Document:
+    """What `OPTIONS *` is answered (RFC 9110, section 9.3.7)."""
+    options = Answer(200, "ok", fields=b"Allow: %b\r\n" % ", ".join(sorted(METHODS)).encode(), content=b"")
+    return Document(options, options, b"", ("OPTIONS",))
 
 
 def _document(content: bytes, media_type: bytes, more: bytes = b"") -> Document:

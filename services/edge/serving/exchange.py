@@ -255,6 +255,7 @@ class Exchange:
             head,
             passage.request_id,
             passage.limit_fields(),
+            date=head.date or answers.date(),
             platform=passage.route is not None and passage.route.platform,
             chunked=self._chunked,
             keep=self._keep,

@@ -11,6 +11,7 @@ from random import Random
 from services.edge.clock import MILLISECOND, SECOND
 from services.edge.domain import KeyState, Outcome, decide, metered
 from services.edge.http import paths
+from services.edge.http.fields import request_kinds
 from services.edge.http.head import BadMessage, RequestHead
 from services.edge.limiter import NEVER, Limiter
 from services.edge.replica.reader import ReplicaReader, ReplicaStatus, ReplicaUnreadableError
@@ -73,17 +74,17 @@ class Gate:
     def judge(self, request: RequestHead, address: str | None, boot_ns: int, wall_ns: int) -> Passage:
         """What becomes of a request; raises BadMessage when its target can't be trusted to mean one path."""
         path, meant = paths.split(request.target)
-        try:
-            route = self._table.match(meant)
-        except LookupError:
-            raise BadMessage("The path is ambiguous") from None
         correlation = _correlation(request.request_ids)
-        passage = Passage(
-            self.new_id(), correlation, address, request.method, path[:_ENDPOINT_MAX], boot_ns, wall_ns, route
-        )
+        passage = Passage(self.new_id(), correlation, address, request.method, path[:_ENDPOINT_MAX], boot_ns, wall_ns)
         document = self._documents.get(meant)
         if document is not None:
-            return self._public(passage, request, document)
+            passage.reason = "public"
+            passage.answer = document.answer(request.method, request.fields)
+            return passage
+        try:
+            route = passage.route = self._table.match(meant)
+        except LookupError:
+            raise BadMessage("The path is ambiguous") from None
         if route is not None and route.public:
             passage.reason = "public"
             return passage
@@ -103,12 +104,6 @@ class Gate:
         address, key_hash = passage.address, passage.key_hash
         outcome = decide(key, owner, key_hash, wall_ns=wall_ns, address=address, permission=permission)
         return outcome in {Outcome.allowed, Outcome.not_ready}
-
-    def _public(self, passage: Passage, request: RequestHead, document: Document) -> Passage:
-        passage.reason = "public"
-        readable = request.method in {"GET", "HEAD"}
-        passage.answer = document.answer(request.fields) if readable else answers.method_not_allowed(["GET", "HEAD"])
-        return passage
 
     def _authenticate(self, passage: Passage, keys: list[bytes]) -> None:
         secret = keys[0].decode("latin-1") if len(keys) == 1 else ""
@@ -150,6 +145,8 @@ class Gate:
             return self._refuse(passage, Outcome.rate_limited)
         passage.outcome = _ALLOWED
         passage.metered = True
+        if request_kinds.new:
+            request_kinds.learn()
         route = passage.route
         if route is None:
             passage.answer = answers.NOT_FOUND

@@ -146,6 +146,35 @@ def test_a_get_has_no_body(world: World, key: str, line: str) -> None:
         assert [client.response().json["target"] for _ in range(2)] == [first, second]
 
 
+def test_an_absolute_targets_authority_replaces_host(world: World, key: str) -> None:
+    path = unique()
+    answer = world.get(f"http://other.test:81{path}?a=b", key)
+    assert answer.json["target"] == f"{path}?a=b"
+    (seen,) = world.upstream.of(path)
+    assert seen.values("x-forwarded-host") == ["other.test:81"]
+    assert seen.values("host") == [f"127.0.0.1:{world.upstream.port}"]
+    assert world.record(answer.header("x-request-id")).endpoint == path
+
+
+def test_the_server_as_a_whole_may_be_asked_for_its_options(world: World) -> None:
+    with world.raw() as client:
+        for target in ("*", "http://edge.test"):
+            client.send(request(target, None, "OPTIONS"))
+            answer = client.response()
+            assert (answer.status, answer.header("content-length")) == (200, "0")
+            assert answer.header("allow") == "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT"
+
+
+@pytest.mark.parametrize("piece", [1, 3, 1000])
+def test_empty_lines_before_a_request_are_ignored(world: World, key: str, piece: int) -> None:
+    first, second = unique(), unique()
+    data = b"\r\n" + request(first, key, "POST", b"abc") + b"\r\n\r\n" + request(second, key)
+    with world.raw() as client:
+        for start in range(0, len(data), piece):
+            client.send(data[start : start + piece])
+        assert [client.response("POST").json["target"], client.response().json["target"]] == [first, second]
+
+
 def test_http_1_0_gets_one_answer_until_the_end(world: World, key: str) -> None:
     path = unique()
     with world.raw() as client:

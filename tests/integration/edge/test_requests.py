@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 
 import jwt
 import pytest
@@ -39,6 +40,7 @@ def test_an_upstream_learns_who_asks_and_nothing_of_the_key(world: World) -> Non
     assert headers["x-forwarded-for"] == ["127.0.0.1"]
     assert headers["x-forwarded-proto"] == ["http"]
     assert headers["x-forwarded-host"] == ["edge.test"]
+    assert headers["via"] == ["1.1 keyledger"]
     assert headers["x-request-id"] == [response.header("x-request-id")]
     assert headers["x-correlation-id"] == ["client-7"]
     assert "x-api-key" not in headers
@@ -112,13 +114,56 @@ def test_the_edge_makes_the_request_id(world: World, key: str) -> None:
             assert "x-correlation-id" not in echoed(client.response())
 
 
+def test_via_grows_by_one(world: World, key: str) -> None:
+    assert echoed(world.get("/echo/via", key, Via="1.0 fred"))["via"] == ["1.0 fred", "1.1 keyledger"]
+    with world.raw() as client:
+        client.send(f"GET /echo/via HTTP/1.0\r\nX-API-Key: {key}\r\n\r\n".encode())
+        assert echoed(client.response())["via"] == ["1.0 keyledger"]
+
+
+def test_a_response_without_a_date_gets_one(world: World, key: str) -> None:
+    then = "Sun, 06 Nov 1994 08:49:37 GMT"
+    answer = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"
+    world.upstream.behaviours |= {
+        "/echo/dated": plain(f"{answer}date: {then}\r\n\r\n".encode()),
+        "/echo/undated": plain(f"{answer}\r\n".encode()),
+    }
+    assert world.get("/echo/dated", key).header("date") == then
+    came = parsedate_to_datetime(world.get("/echo/undated", key).header("date") or "")
+    assert abs(datetime.now(UTC) - came) < timedelta(seconds=30)
+
+
+def test_a_status_that_is_none_is_no_answer(world: World, key: str) -> None:
+    world.upstream.behaviours["/echo/999"] = plain(b"HTTP/1.1 999 OK\r\nContent-Length: 0\r\n\r\n")
+    answer = world.get("/echo/999", key)
+    assert (answer.status, answer.json["code"]) == (502, "bad_gateway")
+    assert world.record(answer.header("x-request-id")).status_code == 502
+
+
+def test_phrases_of_the_platforms_services_are_the_edges(world: World, key: str) -> None:
+    answer = b"HTTP/1.1 422 Unprocessable Entity\r\nContent-Length: 0\r\n\r\n"
+    world.upstream.behaviours |= {"/api/v1/tickets/phrase": plain(answer), "/echo/phrase": plain(answer)}
+    lines = []
+    for path in ("/api/v1/tickets/phrase", "/echo/phrase"):
+        with world.raw() as client:
+            client.send(request(path, key))
+            lines.append(client.exactly(33))
+    assert lines == [b"HTTP/1.1 422 Unprocessable Conten", b"HTTP/1.1 422 Unprocessable Entity"]
+
+
 def test_upstreams_hop_by_hop_headers_stay_behind(world: World, key: str) -> None:
     world.upstream.behaviours["/echo/hops"] = plain(
         b"HTTP/1.1 200 Fine\r\nConnection: X-Hop, keep-alive\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nX-Request-ID: theirs\r\n"
         b"RateLimit: x\r\nX-RateLimit-Reset: 1\r\nSet-Cookie: a=b\r\nSet-Cookie: c=d\r\nContent-Length: 2\r\n\r\nok"
     )
     response = world.get("/echo/hops", key)
-    assert [name for name, _ in response.headers] == ["set-cookie", "set-cookie", "content-length", "x-request-id"]
+    assert [name for name, _ in response.headers] == [
+        "date",
+        "set-cookie",
+        "set-cookie",
+        "content-length",
+        "x-request-id",
+    ]
     assert response.header("x-request-id") != "theirs"
 
 

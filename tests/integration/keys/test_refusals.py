@@ -153,10 +153,10 @@ def test_past_the_end_there_is_nothing(owner: Owner) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("DELETE", PATH, {"GET", "POST"}),
-        ("PATCH", f"{PATH}/1", {"DELETE", "GET", "PUT"}),
-        ("POST", f"{PATH}/1", {"DELETE", "GET", "PUT"}),
-        ("POST", f"{PATH}/1/usage", {"GET"}),
+        ("DELETE", PATH, {"GET", "HEAD", "POST"}),
+        ("PATCH", f"{PATH}/1", {"DELETE", "GET", "HEAD", "PUT"}),
+        ("POST", f"{PATH}/1", {"DELETE", "GET", "HEAD", "PUT"}),
+        ("POST", f"{PATH}/1/usage", {"GET", "HEAD"}),
     ],
 )
 def test_other_methods_are_told_which_there_are(owner: Owner, method: str, path: str, allowed: set[str]) -> None:

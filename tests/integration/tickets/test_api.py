@@ -273,9 +273,9 @@ def test_bodies_are_bounded_and_of_one_type(caller: httpx2.Client) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("DELETE", PATH, {"GET", "POST"}),
-        ("PUT", PATH, {"GET", "POST"}),
-        ("DELETE", f"{PATH}/1", {"GET", "PUT"}),
+        ("DELETE", PATH, {"GET", "HEAD", "POST"}),
+        ("PUT", PATH, {"GET", "HEAD", "POST"}),
+        ("DELETE", f"{PATH}/1", {"GET", "HEAD", "PUT"}),
         ("GET", f"{PATH}/1/resolve", {"POST"}),
     ],
 )

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from services.edge.http.fields import DROP, HOST, KEY, LENGTH, PASS, PLATFORM, REQUEST_ID, request_kind, response_kind
+from services.edge.http.fields import (
+    DROP,
+    HOST,
+    KEY,
+    LENGTH,
+    PASS,
+    PLATFORM,
+    REQUEST_ID,
+    Kinds,
+    request_kind,
+    response_kind,
+)
 
 OURS = [
     "Keyledger-Identity",
@@ -69,7 +80,39 @@ def test_headers_of_the_platform_are_known_as_such() -> None:
     assert response_kind(b"Keyledger-Identity") == DROP
 
 
-def test_made_up_names_do_not_fill_the_memory() -> None:
-    for number in range(10_000):
-        assert request_kind(b"X-Made-Up-%d" % number) == PASS
-    assert request_kind(b"Keyledger-Late") == DROP
+def judged(names: list[bytes]) -> Kinds:
+    """Kinds that note in `names` whenever one had to be worked out."""
+
+    def judge(name: bytes) -> int:
+        names.append(name)
+        return PASS
+
+    return Kinds(judge)
+
+
+def test_names_are_remembered_only_of_those_who_are_known() -> None:
+    asked: list[bytes] = []
+    kinds = judged(asked)
+    for _ in range(2):
+        assert kinds[b"X-A"] == PASS
+    assert asked == [b"X-A"] * 2
+    kinds.learn()
+    assert kinds[b"X-A"] == PASS
+    assert len(asked) == 2
+
+
+def test_what_recurs_keeps_its_place_among_made_up_names() -> None:
+    asked: list[bytes] = []
+    kinds = judged(asked)
+    for number in range(20_000):
+        assert kinds[b"Host"] == kinds[b"X-Made-Up-%d" % number] == PASS
+        kinds.learn()
+    assert asked.count(b"Host") == 1
+
+
+def test_long_names_do_not_fill_the_memory() -> None:
+    kinds = judged([])
+    for number in range(1000):
+        assert kinds[b"%d-" % number + b"a" * 32_000] == PASS
+        kinds.learn()
+    assert sum(map(len, kinds)) <= 64 * 1024

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from services.edge.http.head import BadMessage, Framing, RequestHead, check_beginning, parse_request, parse_response
+from services.edge.http.head import (
+    BadMessage,
+    Framing,
+    RequestHead,
+    after_empty_lines,
+    check_beginning,
+    parse_request,
+    parse_response,
+)
 
 
 def head(*lines: str, first: str = "GET /a HTTP/1.1", host: str | None = "h") -> bytes:
@@ -75,7 +83,16 @@ REFUSED = {
     "space in target": head(first="GET /a b HTTP/1.1"),
     "trailing space": head(first="GET / HTTP/1.1 "),
     "8-bit target": head(first="GET /\xe4 HTTP/1.1"),
-    "leading empty line": b"\r\n" + head(),
+    "target without a slash": head(first="GET a HTTP/1.1"),
+    "all of the server, but to get it": head(first="GET * HTTP/1.1"),
+    "more than all of the server": head(first="OPTIONS ** HTTP/1.1"),
+    "other scheme": head(first="GET ftp://h/a HTTP/1.1"),
+    "authority with user": head(first="GET http://u@h/a HTTP/1.1"),
+    "authority with port of letters": head(first="GET http://h:a/ HTTP/1.1"),
+    "no authority": head(first="GET http:///a HTTP/1.1"),
+    "absolute without host": head(first="GET http://h/a HTTP/1.1", host=None),
+    "absolute and two hosts": head("Host: i", first="GET http://h/a HTTP/1.1"),
+    "absolute over two lines": b"GET http://h\r\nA: /a HTTP/1.1\r\nHost: h\r\n\r\n",
     "HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "unknown expectation": head("Expect: 200-ok"),
 }
@@ -87,10 +104,10 @@ def test_what_could_mean_two_things_is_refused(data: bytes) -> None:
         parse(data)
 
 
-@pytest.mark.parametrize("method", ["CONNECT", "TRACE", "BREW", "PROPFIND"])
-def test_methods_that_nobody_needs_are_not_implemented(method: str) -> None:
+@pytest.mark.parametrize("line", ["CONNECT h:80", "CONNECT /", "TRACE /", "BREW /", "PROPFIND http://h/"])
+def test_methods_that_nobody_needs_are_not_implemented(line: str) -> None:
     with pytest.raises(BadMessage) as raised:
-        parse(head(first=f"{method} / HTTP/1.1"))
+        parse(head(first=f"{line} HTTP/1.1"))
     assert raised.value.status == 501
 
 
@@ -131,6 +148,31 @@ def test_what_connection_names_is_dropped() -> None:
     assert request.fields == [(b"X-Other", b"2")]
     assert request.keys == [b"k"]
     assert request.host == b"h"
+
+
+@pytest.mark.parametrize(
+    ("line", "target", "host"),
+    [
+        ("GET http://i/a?b", b"/a?b", b"i"),
+        ("GET HTTPS://i:81/", b"/", b"i:81"),
+        ("GET http://[::1]:81", b"/", b"[::1]:81"),
+        ("GET http://i?b", b"/?b", b"i"),
+        ("OPTIONS http://i", b"*", b"i"),
+        ("OPTIONS http://i/", b"/", b"i"),
+        ("OPTIONS *", b"*", b"h"),
+    ],
+)
+def test_the_authority_of_an_absolute_target_replaces_host(line: str, target: bytes, host: bytes) -> None:
+    request = parse(head("A: b", first=f"{line} HTTP/1.1"))
+    assert (request.target, request.host, request.fields) == (target, host, [(b"A", b"b")])
+
+
+def test_empty_lines_before_a_request_are_none_of_it() -> None:
+    data = head()
+    assert after_empty_lines(data) == data
+    assert after_empty_lines(b"\r\n" * 3 + data) == data
+    assert after_empty_lines(b"\r\n\r") == b"\r"
+    assert after_empty_lines(b"\n" + data) == b"\n" + data
 
 
 def test_limits_of_a_head() -> None:
@@ -185,6 +227,7 @@ BAD_RESPONSES = {
     "status of two digits": response(first="HTTP/1.1 20 OK"),
     "status of four digits": response(first="HTTP/1.1 2000 OK"),
     "status below 100": response(first="HTTP/1.1 099 OK"),
+    "status above 599": response(first="HTTP/1.1 600 OK"),
     "version 2": response(first="HTTP/2 200 OK"),
     "other protocol": response(first="ICY 200 OK"),
     "folded": response("A: b", " c"),
@@ -215,3 +258,9 @@ def test_which_responses_have_a_body(first: str, method: str, bodiless: bool) ->
     head = parse_response(response("Content-Length: 5", first=first), method)
     assert head.bodiless is bodiless
     assert head.framing == Framing(length=5)
+
+
+@pytest.mark.parametrize(("lines", "date"), [([], b""), (["date: x"], b"x"), (["DATE: x ", "Date: y"], b"x")])
+def test_the_date_of_a_response(lines: list[str], date: bytes) -> None:
+    head = parse_response(response("A: b", *lines), "GET")
+    assert (head.date, head.fields) == (date, [(b"A", b"b")])

@@ -8,6 +8,7 @@ import pytest
 
 from services.edge.clock import SECOND
 from services.edge.domain import Limits, Outcome
+from services.edge.http.head import BadMessage
 from services.edge.limiter import Limiter, Verdict
 from services.edge.serving import answers
 
@@ -52,6 +53,22 @@ def test_who_waits_until_reset_or_for_retry_after_is_admitted() -> None:
         assert limiter.peek(1, limits, now + SECOND // 3 + int(told["Retry-After"]) * SECOND).allowed
 
 
+@pytest.mark.parametrize("fraction", [0, 1, SECOND // 2, SECOND - 1])
+def test_nobody_is_told_to_wait_longer_than_the_window(fraction: int) -> None:
+    limiter = Limiter()
+    assert limiter.admit(1, Limits(1, None, None), BOOT).allowed
+    refused = limiter.admit(1, Limits(1, None, None), BOOT)
+    assert fields(refused, wall=WALL + fraction)["Retry-After"] == "60"
+
+
+@pytest.mark.parametrize(
+    ("status", "phrase"), [(413, "Content Too Large"), (414, "URI Too Long"), (408, "Request Timeout")]
+)
+def test_phrases_are_those_of_rfc_9110(status: int, phrase: str) -> None:
+    answer = answers.malformed(BadMessage("x", status)).encode(b"", b"", to_head=True)
+    assert answer.startswith(f"HTTP/1.1 {status} {phrase}\r\n".encode())
+
+
 def test_a_key_without_limits_is_told_nothing() -> None:
     assert answers.limit_fields(Limiter().admit(1, Limits(), BOOT), BOOT, WALL) == b""
 
@@ -77,6 +94,7 @@ def test_a_problem() -> None:
         "Content-Length": str(len(body)),
         "X-A": "b",
     }
+    assert b" " not in body.replace(b"Invalid or missing API key", b"")
     assert json.loads(body) == {
         "type": "about:blank",
         "title": "Invalid or missing API key",

@@ -1,0 +1,45 @@
+"""A memo within a budget of bytes, in which what recurs keeps its place whatever else is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+class Memo(dict[Key, Value]):
+    """What was worked out, by what it was worked out from: this dict, and behind it an older generation.
+
+    What the older holds comes back when it is asked for; once the younger is full it becomes the older, and what nobody
+    asked for meanwhile goes. So a flood of what comes once makes what recurs a look slower now and then, never more.
+    `size` is of one entry, in bytes; at most twice the `budget` is held.
+    """
+
+    def __init__(self, budget: int, size: Callable[[Key, Value], int]) -> None:
+        super().__init__()
+        self._budget = budget
+        self._size = size
+        self._held = 0
+        self._older: dict[Key, Value] = {}
+
+    def revive(self, key: Key) -> Value | None:
+        """What only the older generation holds; None when it does not either."""
+        value = self._older.get(key)
+        if value is not None:
+            self.keep(key, value)
+        return value
+
+    def keep(self, key: Key, value: Value) -> None:
+        """Holds `value` (not None) from now on."""
+        if key in self:
+            self._held -= self._size(key, self.pop(key))
+        size = self._size(key, value)
+        if self._held + size > self._budget:
+            self._older = dict(self)
+            self.clear()
+            self._held = 0
+        if size <= self._budget:
+            self._held += size
+            self[key] = value
