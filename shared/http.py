@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def _allowed(request: Request) -> str:
 
 
 class _Requests:
-    """Around everything: request id, body cap, media type, the last resort for unexpected errors, one log line, timing."""
+    """Around everything: request id, bodies' cap and type, the last resort for unexpected errors, one log line, timing."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -137,10 +137,7 @@ class _Requests:
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
-                if refusal := _refusal(request):
-                    await problem_response(request, refusal)(scope, receive, sent)
-                else:
-                    await self._app(scope, _capped(receive), sent)
+                await self._app(scope, _body(request, receive), sent)
             except Problem as problem:
                 if not status:
                     await problem_response(request, problem)(scope, receive, sent)
@@ -165,29 +162,25 @@ class UnsupportedMediaType(Problem):
     status, code, title = 415, "unsupported_media_type", "Unsupported media type"
 
 
-def _refusal(request: Request) -> Problem | None:
-    length = request.headers.get("content-length", "0")
-    has_body = length != "0" or "transfer-encoding" in request.headers
-    if length.isdigit() and int(length) > _MAX_BODY:
-        return TooLarge()
-    media = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    if has_body and request.method in ("POST", "PUT", "PATCH") and media != "application/json":
-        return UnsupportedMediaType("Send application/json.")
-    return None
-
-
-def _capped(receive: Receive) -> Callable[[], Awaitable[Message]]:
+def _body(request: Request, receive: Receive) -> Receive:
+    """The body of a request that has one, judged when it is read: where none is wanted, none is refused."""
     taken = 0
 
-    async def capped() -> Message:
+    async def read() -> Message:
         nonlocal taken
+        length = request.headers.get("content-length", "0")
+        if length.isdigit() and int(length) > _MAX_BODY:
+            raise TooLarge
+        media = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        if (length != "0" or "transfer-encoding" in request.headers) and media != "application/json":
+            raise UnsupportedMediaType("Send application/json.")
         message = await receive()
         taken += len(message.get("body", b""))
         if taken > _MAX_BODY:
             raise TooLarge
         return message
 
-    return capped
+    return read
 
 
 async def serve(
