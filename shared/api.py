@@ -14,7 +14,8 @@ from pydantic_core import CoreSchema
 from shared.errors import NotFound
 from shared.identity import Identity, verify
 
-_BIGINT = 2**63 - 1
+BIGINT = 2**63 - 1
+_PAGES = 1_000_000_000
 
 
 async def context(request: Request) -> Any:
@@ -43,7 +44,7 @@ class _MayBeAbsent:
 MAY_BE_ABSENT = _MayBeAbsent()
 
 OwnerParam = Annotated[
-    int | None, Query(ge=1, le=_BIGINT, description="Another owner than one's own: for `admin` only."), MAY_BE_ABSENT
+    int | None, Query(ge=1, le=BIGINT, description="Another owner than one's own: for `admin` only."), MAY_BE_ABSENT
 ]
 """The owner to act for: others than one's own only for `admin`."""
 
@@ -57,11 +58,13 @@ class Page:
 
     @property
     def offset(self) -> int:
-        """Rows before this page, within what the database can count."""
-        return min((self.page - 1) * self.size, _BIGINT)
+        """Rows before this page."""
+        return (self.page - 1) * self.size
 
 
-async def _page(page: Annotated[int, Query(ge=1)] = 1, size: Annotated[int, Query(ge=1, le=100)] = 10) -> Page:
+async def _page(
+    page: Annotated[int, Query(ge=1, le=_PAGES)] = 1, size: Annotated[int, Query(ge=1, le=100)] = 10
+) -> Page:
     return Page(page, size)
 
 
@@ -108,7 +111,7 @@ ONE_LINE = _Told(
 
 
 # What the API description says of values that the code holds as text.
-PathId = Annotated[str, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": _BIGINT})]
+PathId = Annotated[str, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": BIGINT})]
 Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 LOCATION: dict[str, Any] = {
     "Location": {"description": "Where what was made is.", "schema": {"type": "string", "format": "uri-reference"}}
@@ -127,6 +130,6 @@ def timestamp(moment: datetime) -> str:
 
 def number(text: str, missing: str) -> int:
     """A path's id: a positive integer in canonical form. `NotFound`, in the words of `missing`, when it is none."""
-    if text.isascii() and text.isdigit() and text[0] != "0" and len(text) < 20 and int(text) <= _BIGINT:
+    if text.isascii() and text.isdigit() and text[0] != "0" and len(text) < 20 and int(text) <= BIGINT:
         return int(text)
     raise NotFound(missing)

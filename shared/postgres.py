@@ -21,7 +21,8 @@ Pool = AsyncConnectionPool[Connection]
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 7_316_001
-_OPTIONS = "-c idle_in_transaction_session_timeout=5s -c lock_timeout=5s -c statement_timeout=30s"
+_OPTIONS = "-c idle_in_transaction_session_timeout=5s -c lock_timeout=5s -c statement_timeout=%dms"
+_STATEMENT = 30.0
 # A host that vanished is found out within about ten seconds; the kernel's own patience is a quarter of an hour.
 _SOCKET = {
     "connect_timeout": 3,
@@ -42,12 +43,18 @@ AWAY: tuple[type[BaseException], ...] = (
 
 
 @asynccontextmanager
-async def open_pool(dsn: str, *, size: int = 8, wait: float = 3.0) -> AsyncIterator[Pool]:
-    """A pool of at most `size` connections; a caller waits at most `wait` seconds for one. Opens without the database."""
+async def open_pool(
+    dsn: str, *, size: int = 8, wait: float = 3.0, statement: float = _STATEMENT
+) -> AsyncIterator[Pool]:
+    """A pool of at most `size` connections; a caller waits at most `wait` seconds for one. Opens without the database.
+
+    The server ends a statement after `statement` seconds. What is shorter than the transactions' limit leaves nothing
+    running there that nobody waits for any more.
+    """
     pool: Pool = AsyncConnectionPool(
         dsn,
         connection_class=Connection,
-        kwargs={"row_factory": dict_row, "options": _OPTIONS, **_SOCKET},
+        kwargs={"row_factory": dict_row, "options": _options(statement), **_SOCKET},
         min_size=1,
         max_size=size,
         timeout=wait,
@@ -60,6 +67,10 @@ async def open_pool(dsn: str, *, size: int = 8, wait: float = 3.0) -> AsyncItera
         yield pool
     finally:
         await pool.close(timeout=2.0)
+
+
+def _options(statement: float) -> str:
+    return _OPTIONS % (statement * 1000)
 
 
 async def _check(connection: Connection) -> None:
@@ -104,7 +115,9 @@ async def transaction(pool: Pool, *, longest: float = 5.0) -> AsyncIterator[Conn
 
 async def connect(dsn: str, *, idle_session_timeout: str | None = None) -> Connection:
     """A connection of one's own, in autocommit: for LISTEN and session locks. Raises one of `AWAY`."""
-    options = _OPTIONS + (f" -c idle_session_timeout={idle_session_timeout}" if idle_session_timeout else "")
+    options = _options(_STATEMENT) + (
+        f" -c idle_session_timeout={idle_session_timeout}" if idle_session_timeout else ""
+    )
     return await Connection.connect(dsn, autocommit=True, row_factory=dict_row, options=options, **_SOCKET)
 
 

@@ -38,6 +38,11 @@ who waits until `X-RateLimit-Reset`, or for `Retry-After` seconds, is admitted.
 another code or a broken connection, what was asked for may have been done: repeat GET, PUT and DELETE with exponential
 back-off and jitter, and look before you repeat POST.
 
+**Not yet**: `Idempotency-Key` is not looked at, so a repeated POST does twice what it does; a request with `If-Match` is
+refused with 400, since nothing would compare it.
+
+HEAD is answered as GET, without the content.
+
 A change of a key returns when the edges apply it: `Keyledger-Propagation` says how many have.\
 """
 _TAGS = {
@@ -82,8 +87,12 @@ _HEADERS: Object = {
     "WWW-Authenticate": {"description": "How to authenticate.", "schema": {"type": "string"}, "example": "ApiKey"},
 }
 _LIMITS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit-Policy", "RateLimit")
-_ALWAYS = (401, 403, 429, 500, 502, 503, 504)
-_OF_BODIES = (400, 413, 415, 422)
+_ALWAYS = (400, 401, 403, 429, 500, 502, 503, 504)
+_OF_BODIES = (413, 415, 422)
+# Generators of clients take 32 bits without them.
+_FORMATS = {"integer": "int64", "number": "double"}
+# Not `ApiKey`, which is a schema: in some languages both become a type.
+_SCHEME = "ApiKeyAuth"
 _PROBLEM: Object = {
     "title": "Problem",
     "description": "A problem detail (RFC 9457). `code` is stable; programs go by it.",
@@ -130,26 +139,42 @@ def document() -> Object:
             schema["examples"] = [_ordered(each, schema, schemas) for each in schema["examples"]]
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused)
-    return {
+    made: Object = {
         "openapi": "3.1.0",
         "info": {
             "title": "Keyledger",
             "version": version("keyledger"),
             "summary": "API keys, what was done with them, and support tickets.",
             "description": _ABOUT,
+            "contact": {"name": "Whoever runs this server"},
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/", "description": "The edge that served this document."}],
-        "security": [{"ApiKey": []}],
+        "security": [{_SCHEME: []}],
         "tags": [{"name": name, "description": words} for name, words in _TAGS.items()],
         "paths": paths,
         "components": {
-            "securitySchemes": {"ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"}},
+            "securitySchemes": {_SCHEME: {"type": "apiKey", "in": "header", "name": "X-API-Key"}},
             "headers": _HEADERS,
             "responses": {_named(status): _response(status, codes) for status, codes in sorted(_codes().items())},
             "schemas": dict(sorted(schemas.items())),
         },
     }
+    _add_formats(made)
+    return made
+
+
+def _add_formats(part: Any) -> None:
+    match part:
+        case {"type": "integer" | "number" as kind}:
+            part["format"] = _FORMATS[kind]
+    match part:
+        case dict():
+            for each in part.values():
+                _add_formats(each)
+        case list():
+            for each in part:
+                _add_formats(each)
 
 
 def _ordered(value: Any, schema: Object, schemas: Object) -> Any:

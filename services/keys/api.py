@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import httpx2
 import structlog
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
 
 from services.keys import domain, store
@@ -34,10 +34,10 @@ from shared.api import (
 )
 from shared.errors import NotFound, Problem, Unavailable
 from shared.events.keys import Limits
-from shared.events.requests import Decision
 from shared.eventstore import Handled, Meta, NewEvent, handle, reserve_id
 from shared.identity import Identity
 from shared.ids import new_secret
+from shared.metered import CALL, ApiCall, MeteredRequestList, RequestPaged
 from shared.partitions import partition_for
 from shared.postgres import Connection, Pool, transaction
 
@@ -76,15 +76,6 @@ _TEXTS = {"name": "My API Key", "description": "API key for my application"}
 _NEW = {"is_active": True, "created_at": "2024-03-20T12:00:00Z", "last_used": None, "usage_count": 0}
 _SHOWN = {"id": 1, **_TEXTS, **_NEW, "last_used": "2024-03-21T15:30:00Z", "usage_count": 42}
 _CHANGE = {"name": "Updated API Key", "description": "Updated description", "is_active": True}
-_CALL = {
-    "id": 1,
-    "endpoint": "/api/v1/tickets",
-    "method": "GET",
-    "status_code": 200,
-    "response_time": 0.15,
-    "created_at": "2024-03-21T15:30:00Z",
-}
-_METERED = {**_CALL, "request_id": "4bf92f3577b34da6a3ce929d0e0e4736", "decision": "allowed"}
 _PROPAGATION: dict[str, Any] = {
     HEADER: {
         "description": "How many edges are live and how many of them confirmed the change within the wait (1 s by"
@@ -169,46 +160,13 @@ class CreatedApiKey(BaseModel):
     usage_count: int
 
 
-class ApiCall(BaseModel):
-    """A call made with the key; `response_time` is in seconds."""
-
-    model_config = example(_CALL)
-
-    id: int
-    endpoint: str
-    method: str
-    status_code: int
-    response_time: float
-    created_at: Timestamp
-
-
 _CALLS = TypeAdapter(list[ApiCall])
-
-
-class MeteredRequest(ApiCall):
-    """A metered request, let through or refused: `decision` says why."""
-
-    model_config = example(_METERED)
-
-    request_id: str
-    decision: Decision
-
-
-class MeteredRequestList(BaseModel):
-    """A page of a key's metered requests, newest first."""
-
-    model_config = example({"usage": [_METERED], "total": 1, "page": 1, "size": 10})
-
-    usage: list[MeteredRequest]
-    total: int
-    page: int
-    size: int
 
 
 class ApiKeyDetails(ApiKey):
     """A key with its last hundred calls, newest first."""
 
-    model_config = example({**_SHOWN, "usage": [_CALL]})
+    model_config = example({**_SHOWN, "usage": [CALL]})
 
     usage: list[ApiCall]
 
@@ -282,7 +240,7 @@ async def get_key(key_id: KeyId, caller: Caller, ctx: Ctx, response: Response) -
     found = await _visible(ctx, caller, key_id)
     calls: list[ApiCall] = []
     try:
-        calls = _CALLS.validate_python(await _ask_usage(ctx, caller, f"/keys/{key_id}/calls", {"limit": "100"}))
+        calls = _CALLS.validate_python(await _ask_usage(ctx, caller, f"/keys/{key_id}/calls", {"limit": 100}))
     except (Problem, ValidationError):
         response.headers["Keyledger-Missing"] = "usage"
     shown = _out(found.key, found.usage_count, found.last_used)
@@ -290,16 +248,10 @@ async def get_key(key_id: KeyId, caller: Caller, ctx: Ctx, response: Response) -
 
 
 @router.get("/{api_key_id}/usage")
-async def get_key_usage(
-    key_id: KeyId,
-    caller: Caller,
-    ctx: Ctx,
-    page: Annotated[int, Query(ge=1)] = 1,
-    size: Annotated[int, Query(ge=1, le=1000)] = 10,
-) -> MeteredRequestList:
+async def get_key_usage(key_id: KeyId, caller: Caller, ctx: Ctx, page: RequestPaged) -> MeteredRequestList:
     """All metered requests of the key, newest first."""
     await _visible(ctx, caller, key_id)
-    found = await _ask_usage(ctx, caller, f"/keys/{key_id}/usage", {"page": str(page), "size": str(size)})
+    found = await _ask_usage(ctx, caller, f"/keys/{key_id}/usage", page.query)
     return MeteredRequestList.model_validate(found)
 
 
@@ -351,7 +303,7 @@ async def _confirm(ctx: Context, response: Response, done: Handled[Key], key_id:
     response.headers[HEADER] = receipt.header()
 
 
-async def _ask_usage(ctx: Context, caller: Identity, path: str, query: dict[str, str]) -> Any:
+async def _ask_usage(ctx: Context, caller: Identity, path: str, query: dict[str, int]) -> Any:
     try:
         answer = await ctx.usage.get(path, params=query, headers={"Keyledger-Identity": caller.token})
         answer.raise_for_status()

@@ -43,7 +43,8 @@ async def _api(settings: Settings) -> None:
     propagation = Propagation(settings.kafka)
     async with (
         open_pool(settings.database) as pool,
-        httpx2.AsyncClient(base_url=settings.usage_url, timeout=3.0) as usage,
+        # Without a bound of its own, which one owner's requests could fill for all: usage has one for each owner.
+        httpx2.AsyncClient(base_url=settings.usage_url, timeout=3.0, limits=httpx2.Limits()) as usage,
     ):
         context = api.Context(settings, pool, propagation, usage)
         await serve("keys", settings, api.router, context, propagation.run, checks=propagation.checks())

@@ -12,7 +12,9 @@ from pydantic import BaseModel
 from services.stats import store
 from services.stats.domain import Ticket, avg_response_time, success_rate
 from shared.api import Caller, OwnerParam, Timestamp, context, example, timestamp
+from shared.events.tickets import TicketStatus
 from shared.postgres import Pool, transaction
+from shared.turns import Turns
 
 router = APIRouter(prefix="/api/v1/dashboard", tags=["Dashboard"])
 _RECENT_TICKETS = 5
@@ -24,6 +26,7 @@ class Context:
     """What the routes work with, made by the composition root."""
 
     pool: Pool
+    turns: Turns
 
 
 Ctx = Annotated[Context, Depends(context)]
@@ -41,7 +44,7 @@ class RecentTicket(BaseModel):
 
     id: int
     subject: str
-    status: str
+    status: TicketStatus
     created_at: Timestamp
 
 
@@ -93,7 +96,7 @@ class DashboardStats(BaseModel):
 async def get_dashboard_stats(caller: Caller, ctx: Ctx, owner: OwnerParam = None) -> DashboardStats:
     """The caller's figures over all time, or for `admin` another owner's."""
     owner_id, now = caller.owner(owner), datetime.now(UTC)
-    async with transaction(ctx.pool) as connection:
+    async with ctx.turns.of(caller.owner_id), transaction(ctx.pool) as connection:
         calls = await store.totals(connection, owner_id)
         open_tickets, resolved_tickets = await store.ticket_counts(connection, owner_id)
         tickets = await store.recent_tickets(connection, owner_id, _RECENT_TICKETS)

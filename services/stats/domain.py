@@ -10,7 +10,14 @@ from decimal import Decimal
 from shared.events import EventData
 from shared.events.keys import KeyCreated, KeyDeactivated, KeyDeleted, KeyReactivated, KeyRevoked, KeyUpdated
 from shared.events.requests import RequestEvent
-from shared.events.tickets import TicketClosed, TicketOpened, TicketRenamed, TicketReopened, TicketResolved
+from shared.events.tickets import (
+    TicketClosed,
+    TicketOpened,
+    TicketRenamed,
+    TicketReopened,
+    TicketResolved,
+    TicketStatus,
+)
 
 _KEY_STATUS: dict[type[EventData], str] = {
     KeyDeactivated: "inactive",
@@ -18,12 +25,11 @@ _KEY_STATUS: dict[type[EventData], str] = {
     KeyRevoked: "revoked",
     KeyDeleted: "deleted",
 }
-_TICKET_STATUS: dict[type[EventData], str] = {
+_TICKET_STATUS: dict[type[EventData], TicketStatus] = {
     TicketResolved: "resolved",
     TicketReopened: "open",
     TicketClosed: "closed",
 }
-_CALLS_VIA = frozenset({"proxy", "authz"})
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Ticket:
     id: int
     owner_id: int
     subject: str
-    status: str
+    status: TicketStatus
     created_at: datetime
 
 
@@ -87,7 +93,7 @@ def count(events: Iterable[RequestEvent]) -> dict[int, Calls]:
     counts: dict[int, Calls] = {}
     for event in events:
         data = event.data
-        if data.decision != "allowed" or data.via not in _CALLS_VIA:
+        if not data.is_call:
             continue
         held = counts.get(data.key_id)
         if held is None:

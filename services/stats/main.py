@@ -25,9 +25,10 @@ async def _migrate(settings: Settings) -> None:
 async def _api(settings: Settings) -> None:
     from services.stats import api
     from shared.http import serve
+    from shared.turns import Turns
 
-    async with open_pool(settings.database) as pool:
-        await serve("stats", settings, api.router, api.Context(pool))
+    async with open_pool(settings.database, wait=2.0, statement=2.0) as pool:
+        await serve("stats", settings, api.router, api.Context(pool, Turns(at_once=2, wait=2.0)))
 
 
 async def _worker(settings: Settings) -> None:

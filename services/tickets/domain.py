@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Literal
 
 from shared.errors import Conflict, NotFound
 from shared.events import EventData
@@ -18,9 +17,9 @@ from shared.events.tickets import (
     TicketReopened,
     TicketReplied,
     TicketResolved,
+    TicketStatus,
 )
 
-TicketStatus = Literal["open", "resolved", "closed"]
 MAX_REPLIES = 1000
 
 

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import BaseModel
 
 from services.usage import store
-from shared.api import Caller, Page, context, number, timestamp
+from shared.api import Caller, context, number, timestamp
 from shared.identity import Identity
+from shared.metered import ApiCall, MeteredRequest, MeteredRequestList, RequestPaged
 from shared.postgres import Connection, Pool, transaction
+from shared.turns import Turns
 
 router = APIRouter()
+_LONGEST = 1.8
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Context:
     """What the routes work with, made by the composition root."""
 
     pool: Pool
+    turns: Turns
 
 
 Ctx = Annotated[Context, Depends(context)]
@@ -30,62 +33,30 @@ async def _key_id(key_id: str) -> int:
     return number(key_id, "No such API key.")
 
 
-async def _page(page: Annotated[int, Query(ge=1)] = 1, size: Annotated[int, Query(ge=1, le=1000)] = 10) -> Page:
-    return Page(page, size)
-
-
 KeyId = Annotated[int, Depends(_key_id)]
-Paged = Annotated[Page, Depends(_page)]
-
-
-class Call(BaseModel):
-    """A call (API documentation, Get API Key Details: `usage[]`). `response_time` is in seconds."""
-
-    id: int
-    endpoint: str
-    method: str
-    status_code: int
-    response_time: float
-    created_at: str
-
-
-class Metered(Call):
-    """A metered request, let through or refused."""
-
-    request_id: str
-    decision: str
-
-
-class Usage(BaseModel):
-    """A page of a key's metered requests."""
-
-    usage: list[Metered]
-    total: int
-    page: int
-    size: int
 
 
 @router.get("/keys/{key_id}/calls")
 async def get_calls(
     key_id: KeyId, caller: Caller, ctx: Ctx, limit: Annotated[int, Query(ge=1, le=1000)] = 100
-) -> list[Call]:
+) -> list[ApiCall]:
     """The key's last calls, newest first; none of a key that is not the caller's."""
-    async with transaction(ctx.pool) as connection:
+    async with ctx.turns.of(caller.owner_id), transaction(ctx.pool, longest=_LONGEST) as connection:
         if not await _rows(connection, caller, key_id):
             return []
         calls = await store.last_calls(connection, key_id, limit)
-    return [Call(**_shown(call)) for call in calls]
+    return [ApiCall(**_shown(call)) for call in calls]
 
 
 @router.get("/keys/{key_id}/usage")
-async def get_usage(key_id: KeyId, caller: Caller, ctx: Ctx, page: Paged) -> Usage:
+async def get_usage(key_id: KeyId, caller: Caller, ctx: Ctx, page: RequestPaged) -> MeteredRequestList:
     """All metered requests of the key, newest first; none of a key that is not the caller's."""
-    async with transaction(ctx.pool) as connection:
+    async with ctx.turns.of(caller.owner_id), transaction(ctx.pool, longest=_LONGEST) as connection:
         total = await _rows(connection, caller, key_id)
         wanted = page.offset < total
-        found = await store.requests(connection, key_id, page.offset, page.size) if wanted else []
-    usage = [Metered(**_shown(row), request_id=row.request_id, decision=row.decision) for row in found]
-    return Usage(usage=usage, total=total, page=page.page, size=page.size)
+        found = await store.requests(connection, key_id, page.before, page.offset, page.size) if wanted else []
+    usage = [MeteredRequest(**_shown(row), request_id=row.request_id, decision=row.decision) for row in found]
+    return MeteredRequestList(usage=usage, total=total, page=page.page, size=page.size)
 
 
 async def _rows(connection: Connection, caller: Identity, key_id: int) -> int:

@@ -8,8 +8,6 @@ from datetime import datetime
 
 from shared.events.requests import RequestEvent
 
-CALLS_VIA = frozenset({"proxy", "authz"})
-
 
 @dataclass(slots=True)
 class Count:
@@ -21,11 +19,6 @@ class Count:
     last_used: datetime | None = None
 
 
-def is_call(event: RequestEvent) -> bool:
-    """A call is a request that was let through, by the proxy or for another one (authz); a session's is none."""
-    return event.data.decision == "allowed" and event.data.via in CALLS_VIA
-
-
 def count(events: Iterable[RequestEvent]) -> dict[int, Count]:
     """By key, ascending, what the events add."""
     counts: dict[int, Count] = {}
@@ -35,7 +28,7 @@ def count(events: Iterable[RequestEvent]) -> dict[int, Count]:
         if held is None:
             held = counts[data.key_id] = Count(data.owner_id)
         held.rows += 1
-        if is_call(event):
+        if data.is_call:
             held.calls += 1
             if held.last_used is None or event.time > held.last_used:
                 held.last_used = event.time

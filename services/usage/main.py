@@ -25,9 +25,11 @@ async def _migrate(settings: Settings) -> None:
 async def _api(settings: Settings) -> None:
     from services.usage import api
     from shared.http import serve
+    from shared.turns import Turns
 
-    async with open_pool(settings.database) as pool:
-        await serve("usage", settings, api.router, api.Context(pool))
+    # All in all less than keys waits for an answer.
+    async with open_pool(settings.database, wait=0.5, statement=1.0) as pool:
+        await serve("usage", settings, api.router, api.Context(pool, Turns(at_once=2, wait=0.5)))
 
 
 async def _worker(settings: Settings) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from services.usage.domain import Count, is_call
-from shared.events.requests import RequestEvent, UsageMark
+from services.usage.domain import Count
+from shared.events.requests import Decision, RequestEvent, UsageMark
 from shared.postgres import Connection
 
 _COPY = (
@@ -22,12 +22,14 @@ _LAST_CALLS = """
 SELECT id, endpoint, method, status_code, response_time, time, request_id, decision
 FROM request_log WHERE key_id = %s AND call ORDER BY time DESC, id DESC LIMIT %s
 """
-# Calls and others, each in the order of the index, merged: no sort, however many there are.
+# Calls and others, each in the order of the index from where it begins, merged: no sort, however many there are.
 _REQUESTS = """
 SELECT id, endpoint, method, status_code, response_time, time, request_id, decision FROM (
-    (SELECT * FROM request_log WHERE key_id = %(key)s AND call ORDER BY time DESC, id DESC LIMIT %(upto)s)
+    (SELECT * FROM request_log WHERE key_id = %(key)s AND call AND (time, id) < (%(time)s::timestamptz, %(id)s)
+     ORDER BY time DESC, id DESC LIMIT %(upto)s)
     UNION ALL
-    (SELECT * FROM request_log WHERE key_id = %(key)s AND NOT call ORDER BY time DESC, id DESC LIMIT %(upto)s)
+    (SELECT * FROM request_log WHERE key_id = %(key)s AND NOT call AND (time, id) < (%(time)s::timestamptz, %(id)s)
+     ORDER BY time DESC, id DESC LIMIT %(upto)s)
 ) AS merged ORDER BY time DESC, id DESC LIMIT %(size)s OFFSET %(offset)s
 """
 # One statement, one moment: an offset newer than its mark would tell an edge that a record is lost.
@@ -51,7 +53,7 @@ class Request:
     response_time: float
     time: datetime
     request_id: str
-    decision: str
+    decision: Decision
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def _row(event: RequestEvent) -> tuple[Any, ...]:
         data.key_id,
         data.owner_id,
         event.time,
-        is_call(event),
+        data.is_call,
         data.status_code,
         data.response_time,
         data.endpoint,
@@ -123,9 +125,25 @@ async def last_calls(connection: Connection, key_id: int, limit: int) -> list[Re
     return [Request(**row) async for row in rows]
 
 
-async def requests(connection: Connection, key_id: int, offset: int, size: int) -> list[Request]:
-    """A page of all the key's requests, newest first."""
-    values = {"key": key_id, "upto": offset + size, "size": size, "offset": offset}
+async def requests(connection: Connection, key_id: int, before: int | None, offset: int, size: int) -> list[Request]:
+    """A page of the key's requests, newest first: of those older than the one with the id `before`, or of all.
+
+    None when the key has no such request: it is not the key's, or gone with all that were older.
+    """
+    values: dict[str, Any] = {
+        "key": key_id,
+        "upto": offset + size,
+        "size": size,
+        "offset": offset,
+        "time": "infinity",
+        "id": 0,
+    }
+    if before is not None:
+        query = "SELECT time FROM request_log WHERE id = %s AND key_id = %s"
+        row = await (await connection.execute(query, [before, key_id])).fetchone()
+        if row is None:
+            return []
+        values |= {"time": row["time"], "id": before}
     return [Request(**row) async for row in await connection.execute(_REQUESTS, values)]
 
 

@@ -25,6 +25,7 @@ Decision = Literal[
     "expired",
 ]
 Via = Literal["proxy", "authz", "session"]
+_CALLS_VIA: frozenset[str] = frozenset({"proxy", "authz"})
 
 
 class RequestMetered(EventData):
@@ -125,6 +126,11 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     request_id: str = ""
     correlation_id: str | None = None
     client_address: str | None = None
+
+    @property
+    def is_call(self) -> bool:
+        """A call is a request that was let through, by the proxy or for another one (authz); a session's is none."""
+        return self.decision == "allowed" and self.via in _CALLS_VIA
 
 
 class RequestEvent(msgspec.Struct, frozen=True, gc=False):

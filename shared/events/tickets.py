@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from shared.events import EventData
+
+TicketStatus = Literal["open", "resolved", "closed"]
 
 
 class TicketOpened(EventData):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from types import TracebackType
 from typing import Any, Self
 
@@ -45,14 +44,13 @@ class Client:
         return found
 
     def usage(self, key_id: int) -> list[dict[str, Any]]:
-        """All rows of the key, page by page; one that a newer one pushed to the next page meanwhile is not there twice."""
-        rows: dict[int, dict[str, Any]] = {}
-        for number in itertools.count(1):
-            page = self.get(f"/api/v1/api-keys/{key_id}/usage", page=number, size=1000).json()
-            rows |= {row["id"]: row for row in page["usage"]}
-            if len(page["usage"]) < 1000:
-                break
-        return list(rows.values())
+        """All rows of the key, newest first."""
+        rows: list[dict[str, Any]] = []
+        query = {"size": 1000}
+        while page := self.get(f"/api/v1/api-keys/{key_id}/usage", **query).json()["usage"]:
+            rows += page
+            query["before"] = page[-1]["id"]
+        return rows
 
     def settled_usage(self, key_id: int, count: int, deadline: float = 30.0) -> list[dict[str, Any]]:
         """The key's rows when there are `count` of them."""

@@ -133,8 +133,11 @@ def test_what_nobody_thought_of_is_answered_as_described(name: str, owner: Clien
     @given(case=schema[path][method].as_strategy())
     @settings(max_examples=6, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     def answered(case: schemathesis.Case[Any]) -> None:
+        # What no schema can say: that a time has to lie in the future, and how far pages of what size go.
         if isinstance(case.body, dict):
-            case.body.pop("expires_at", None)  # that it has to lie in the future, no schema can say
+            case.body.pop("expires_at", None)
+        if name == "get_key_usage":
+            case.query.pop("page", None)
         case.call_and_validate(base_url=owner.url, headers={"X-API-Key": owner.secret}, checks=CHECKS)
 
     answered()

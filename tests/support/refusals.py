@@ -17,7 +17,7 @@ BROKEN_BODIES = {
 }
 """400 bad_request."""
 
-HUGE = ["9" * 30, "9223372036854775807", "1" + "0" * 400]
+LAST_PAGE = 1_000_000_000
 BAD_PAGES = [
     "page=0",
     "page=-1",
@@ -29,6 +29,10 @@ BAD_PAGES = [
     "size=x",
     "size=1e2",
     "page=%00",
+    f"page={LAST_PAGE + 1}",
+    f"page={2**63}",
+    f"page={'9' * 30}",
+    f"page=1{'0' * 400}",
 ]
 """422 invalid."""
 BAD_IDS = [

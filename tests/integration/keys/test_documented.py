@@ -149,6 +149,8 @@ def test_the_log_of_requests_is_passed_on(owner: Owner, usage: type[Usage]) -> N
     answer = owner.client.get(f"{PATH}/{owner.key_id}/usage?page=2&size=1000")
     assert (answer.status_code, answer.json()) == (200, usage.answer)
     assert usage.asked[0][0] == f"/keys/{owner.key_id}/usage?page=2&size=1000"
+    owner.client.get(f"{PATH}/{owner.key_id}/usage?before=77&size=20")
+    assert usage.asked[1][0] == f"/keys/{owner.key_id}/usage?page=1&size=20&before=77"
     usage.answer = None
     answer = owner.client.get(f"{PATH}/{owner.key_id}/usage")
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from tests.integration.keys.conftest import Owner, make_owner
+from tests.integration.keys.conftest import Owner, Usage, make_owner
 from tests.support.eventually import eventually_sync
 from tests.support.refusals import (
     BAD_IDS,
     BAD_PAGES,
     BROKEN_BODIES,
-    HUGE,
     JSON,
+    LAST_PAGE,
     MEBIBYTE,
     assert_invalid,
     assert_problem,
@@ -145,9 +145,16 @@ def test_pages_have_their_rules(owner: Owner, query: str) -> None:
 
 
 def test_past_the_end_there_is_nothing(owner: Owner) -> None:
-    for page in HUGE:
-        answer = owner.client.get(PATH, params={"page": page, "size": 100})
-        assert (answer.status_code, answer.json()["api_keys"], answer.json()["total"]) == (200, [], 1)
+    answer = owner.client.get(PATH, params={"page": LAST_PAGE, "size": 100})
+    assert (answer.status_code, answer.json()["api_keys"], answer.json()["total"]) == (200, [], 1)
+
+
+def test_the_log_of_requests_is_not_paged_without_end(owner: Owner, usage: type[Usage]) -> None:
+    for query in ("page=10001&size=1", "page=11&size=1000", "page=1&size=1001", "before=0", f"before={2**63}"):
+        assert_problem(owner.client.get(f"{PATH}/{owner.key_id}/usage?{query}"), 422, "invalid")
+    answer = owner.client.get(f"{PATH}/{owner.key_id}/usage?page=1001&size=10")
+    assert "before" in answer.json()["detail"]
+    assert usage.asked == []
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from shared.kafka import Message, Partition, Producer, ensure_topics
 from shared.partitions import partition_for
 from shared.postgres import MIGRATIONS, Pool, migrate, open_pool
 from shared.settings import Base
+from shared.turns import Turns
 from tests.integration.usage.callers import Callers
 from tests.integration.usage.processes import Agent, Service
 from tests.integration.usage.traffic import Log, Written, ship
@@ -124,7 +125,7 @@ def callers(tmp_path: Path) -> Callers:
 
 @pytest.fixture
 async def client(pool: Pool, callers: Callers) -> AsyncIterator[httpx2.AsyncClient]:
-    async with callers.client("stats", api.router, api.Context(pool)) as opened_client:
+    async with callers.client("stats", api.router, api.Context(pool, Turns(2, 2.0))) as opened_client:
         yield opened_client
 
 

@@ -15,8 +15,8 @@ from tests.support.refusals import (
     BAD_IDS,
     BAD_PAGES,
     BROKEN_BODIES,
-    HUGE,
     JSON,
+    LAST_PAGE,
     MEBIBYTE,
     assert_invalid,
     assert_problem,
@@ -139,9 +139,8 @@ def test_lists_are_by_id_and_by_page(caller: httpx2.Client) -> None:
     assert caller.get(PATH, params={"page": 2}).json() == first | {"tickets": opened[10:], "page": 2}
     assert caller.get(PATH, params={"page": 4, "size": 3}).json()["tickets"] == opened[9:]
     assert caller.get(PATH, params={"page": 5, "size": 3}).json()["tickets"] == []
-    for page in HUGE:
-        answer = caller.get(PATH, params={"page": page})
-        assert (answer.status_code, answer.json()["tickets"], answer.json()["total"]) == (200, [], 12)
+    answer = caller.get(PATH, params={"page": LAST_PAGE, "size": 100})
+    assert (answer.status_code, answer.json()["tickets"], answer.json()["total"]) == (200, [], 12)
 
 
 def test_lists_are_of_one_status(caller: httpx2.Client) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
 from services.usage import api, worker
-from shared.postgres import MIGRATIONS, Pool, migrate, open_pool, transaction
+from shared.metered import DEEPEST, MeteredRequest
+from shared.postgres import MIGRATIONS, Connection, Pool, connect, migrate, open_pool, transaction
+from shared.turns import Turns
 from tests.integration.usage.callers import Callers
 from tests.integration.usage.traffic import Log, Written
+from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -23,13 +28,13 @@ SERVICE = Path(worker.__file__).parent
 @pytest.fixture
 async def pool(database: str) -> AsyncIterator[Pool]:
     await migrate(database, [MIGRATIONS / "consumer", SERVICE / "migrations"])
-    async with open_pool(database) as opened:
+    async with open_pool(database, wait=0.5, statement=1.0) as opened:
         yield opened
 
 
 @pytest.fixture
 async def client(pool: Pool, callers: Callers) -> AsyncIterator[httpx2.AsyncClient]:
-    async with callers.client("usage", api.router, api.Context(pool)) as opened:
+    async with callers.client("usage", api.router, api.Context(pool, Turns(at_once=2, wait=0.5))) as opened:
         yield opened
 
 
@@ -104,7 +109,7 @@ async def test_usage_pages_through_all_requests_newest_first(
         assert (body["total"], body["page"], body["size"]) == (25, page, 10)
         shown += body["usage"]
     assert [row["request_id"] for row in shown] == [record.event.data.request_id for record in reversed(records)]
-    assert set(shown[0]) == set(api.Metered.model_fields)
+    assert set(shown[0]) == set(MeteredRequest.model_fields)
     assert [row["decision"] for row in shown[:3]] == ["allowed", "revoked", "forbidden"]
 
 
@@ -126,7 +131,13 @@ async def test_only_the_owner_and_admins_see_a_key(pool: Pool, client: httpx2.As
         ("/keys/99999999999999999999/usage", 404),
         ("/keys/7/usage?page=0", 422),
         ("/keys/7/usage?size=1001", 422),
-        ("/keys/7/usage?page=99999999999999999999&size=1000", 200),
+        ("/keys/7/usage?page=99999999999999999999&size=1000", 422),
+        (f"/keys/7/usage?page={DEEPEST}&size=1", 200),
+        (f"/keys/7/usage?page={DEEPEST // 1000}&size=1000", 200),
+        (f"/keys/7/usage?page={DEEPEST // 1000 + 1}&size=1000", 422),
+        ("/keys/7/usage?before=1", 200),
+        ("/keys/7/usage?before=0", 422),
+        ("/keys/7/usage?before=9223372036854775808", 422),
         ("/keys/7/usage", 200),
     ],
 )
@@ -134,20 +145,110 @@ async def test_bad_parameters(client: httpx2.AsyncClient, callers: Callers, path
     assert (await client.get(path, headers=callers.headers(3))).status_code == status
 
 
-async def test_pages_and_calls_are_read_from_the_index_without_sorting(pool: Pool) -> None:
-    """However many requests a key has made, and however many of them were refused."""
+async def test_a_page_that_is_too_deep_says_how_to_go_on(client: httpx2.AsyncClient, callers: Callers) -> None:
+    answer = await client.get("/keys/7/usage?page=101&size=100", headers=callers.headers(3))
+    assert answer.json()["code"] == "invalid"
+    assert "before" in answer.json()["detail"]
+    assert [error["field"] for error in answer.json()["errors"]] == ["page"]
+
+
+async def test_reading_on_with_before_skips_and_repeats_nothing_while_rows_arrive(
+    pool: Pool, client: httpx2.AsyncClient, callers: Callers
+) -> None:
+    """New requests come on top; those of an edge that was away come into their place, which may be still ahead."""
     log = Log()
-    for _ in range(4):
-        decisions = [("allowed", "rate_limited")[number % 3 > 0] for number in range(5000)]
-        await store(pool, [log.write(1 + number % 5, decision=decision) for number, decision in enumerate(decisions)])
+    seconds = [0, 0, *range(20), 7, 7]
+
+    def written(second: int) -> Written:
+        decision = ("allowed", "rate_limited")[second % 2]
+        return log.write(7, owner_id=3, decision=decision, time=NOON + timedelta(seconds=second))
+
+    records = [written(second) for second in seconds]
+    await store(pool, [*records, log.write(8, owner_id=3, time=NOON)])
+    read: list[dict[str, Any]] = []
+    query = {"size": 5}
+    for turn in range(6):
+        page = (await client.get("/keys/7/usage", headers=callers.headers(3), params=query)).json()
+        assert (page["page"], page["size"], page["total"]) == (1, 5, len(records) + 2 * turn)
+        read += page["usage"]
+        query["before"] = read[-1]["id"]
+        await store(pool, [written(30), written(31)])
+    assert page["usage"] == []
+    expected = sorted(records, key=lambda record: (record.event.time, record.event.data.sequence), reverse=True)
+    assert [row["request_id"] for row in read] == [record.event.data.request_id for record in expected]
+
+
+async def test_nothing_is_older_than_a_request_that_is_not_the_keys(
+    pool: Pool, client: httpx2.AsyncClient, callers: Callers
+) -> None:
+    log = Log()
+    await store(pool, [log.write(7, owner_id=3), log.write(8, owner_id=4)])
+    for before in (2, 3):
+        answer = await client.get("/keys/7/usage", headers=callers.headers(3), params={"before": before})
+        assert answer.json() == {"usage": [], "total": 1, "page": 1, "size": 10}
+
+
+_MANY = """
+INSERT INTO request_log (key_id, owner_id, time, call, status_code, response_time, endpoint, method, decision, via, route,
+    key_version, edge, request_id, source, sequence)
+SELECT 1 + n % 3, 1, timestamptz '2024-03-21 12:00Z' + n * interval '1 second', n % 7 = 0, 200, 0.1, '/', 'GET', 'allowed',
+    'proxy', 'r', 1, 'e', 'r', 's', n FROM generate_series(0, 299999) AS n
+"""
+
+
+async def test_a_page_reads_no_more_rows_than_it_shows_however_far_back(pool: Pool) -> None:
+    """Of 100,000 requests of a key, at any depth, however many of them were refused: from the index."""
     async with transaction(pool) as connection:
+        await connection.execute("SET LOCAL statement_timeout = '60s'")
+        await connection.execute(_MANY)
         await connection.execute("ANALYZE request_log")
-        for query, values in (
-            (api.store._LAST_CALLS, [3, 100]),
-            (api.store._REQUESTS, {"key": 3, "upto": 100, "size": 10, "offset": 90}),
-        ):
-            plan = await (await connection.execute(f"EXPLAIN {query}".encode(), values)).fetchall()
-            lines = " ".join(str(row["QUERY PLAN"]) for row in plan)
-            assert "request_log_of_key" in lines
-            assert "Seq Scan" not in lines
-            assert "Sort  (" not in lines
+        rows = await connection.execute("SELECT id, time FROM request_log WHERE key_id = 2 ORDER BY time, id LIMIT 200")
+        oldest = [row async for row in rows]
+        for asked in ({"time": "infinity", "id": 0}, oldest[150], oldest[5]):
+            values = {"key": 2, "upto": 100, "size": 100, "offset": 0} | asked
+            assert await scanned(connection, api.store._REQUESTS, values) <= 202
+        deepest = {"key": 2, "upto": DEEPEST, "size": 100, "offset": DEEPEST - 100, "time": "infinity", "id": 0}
+        assert await scanned(connection, api.store._REQUESTS, deepest) <= 3 * DEEPEST
+        assert await scanned(connection, api.store._LAST_CALLS, [3, 100]) == 100
+
+
+async def scanned(connection: Connection, query: str, values: Any) -> int:
+    """How many rows of the log the query touches, all of them by the index of the key."""
+    row = await (await connection.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {query}".encode(), values)).fetchone()
+    assert row is not None
+    todo, count = [row["QUERY PLAN"][0]["Plan"]], 0
+    while todo:
+        node = todo.pop()
+        todo += node.get("Plans", [])
+        if "Index Name" in node:
+            assert node["Index Name"] == "request_log_of_key"
+            count += node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+        assert node["Node Type"] != "Seq Scan"
+    return int(count)
+
+
+async def test_one_owners_slow_pages_leave_the_database_to_others(
+    database: str, pool: Pool, client: httpx2.AsyncClient, callers: Callers
+) -> None:
+    """Each is ended by the server, and it has no more than its part of the connections meanwhile."""
+    log = Log()
+    await store(pool, [log.write(7, owner_id=3)])
+
+    async def busy() -> int:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        row = await (await watching.execute(query.encode())).fetchone()
+        assert row is not None
+        return int(row["count"])
+
+    async with await connect(database) as slow, await connect(database) as watching, slow.transaction():
+        await slow.execute("LOCK TABLE request_log")
+        headers = callers.headers(3)
+        asked = [asyncio.ensure_future(client.get("/keys/7/usage", headers=headers)) for _ in range(40)]
+        await eventually(busy)
+        answer = await client.get("/keys/9/usage", headers=callers.headers(4))
+        assert answer.status_code == 200
+        assert await busy() == 2
+        answers = await asyncio.wait_for(asyncio.gather(*asked), 10)
+        assert {(answer.status_code, answer.headers["retry-after"]) for answer in answers} == {(503, "2")}
+        assert await busy() == 0
+    assert (await client.get("/keys/7/usage", headers=headers)).json()["total"] == 1

@@ -27,6 +27,7 @@ from shared.events.tickets import (
     TicketReopened,
     TicketReplied,
     TicketResolved,
+    TicketStatus,
 )
 
 NOON = datetime(2024, 3, 21, 12, tzinfo=UTC)
@@ -91,7 +92,7 @@ def test_key_name_is_the_last_one() -> None:
         ([TicketResolved(), TicketReopened()], "open"),
     ],
 )
-def test_ticket_status(events: list[EventData], status: str) -> None:
+def test_ticket_status(events: list[EventData], status: TicketStatus) -> None:
     assert ticket_after(*events) == Ticket(1, 3, "Ticket Subject", status, NOON)
 
 
