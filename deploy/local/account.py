@@ -13,6 +13,7 @@ from deploy.local.errors import StackError
 _CANDIDATES = ("postgres", "nobody")
 _CAP_DAC_OVERRIDE = 1
 _CAP_DAC_READ_SEARCH = 2
+_CAP_SETPCAP = 8
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,13 @@ def _open_to_all(path: Path) -> bool:
 def _capability() -> int:
     """A capability to pass closed directories with; containers often lack the weaker of the two."""
     permitted = int(_status_line("CapPrm"), 16)
-    for capability in (_CAP_DAC_READ_SEARCH, _CAP_DAC_OVERRIDE):
-        if permitted & (1 << capability):
-            return capability
+    held = [each for each in (_CAP_DAC_READ_SEARCH, _CAP_DAC_OVERRIDE) if permitted & (1 << each)]
+    if held and permitted & (1 << _CAP_SETPCAP):
+        return held[0]
     raise StackError(
-        "PostgreSQL refuses to run as root, and its own user may not enter this directory. "
-        "Run this as an ordinary user, or choose a directory that others may enter with --dir."
+        "PostgreSQL refuses to run as root, and its own user may not enter this directory: to let it in, root needs the "
+        "capabilities CAP_SETPCAP and CAP_DAC_OVERRIDE, which were taken from it here. "
+        "Run this as an ordinary user, or choose directories for the checkout and for --dir that others may enter."
     )
 
 

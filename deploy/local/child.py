@@ -3,7 +3,9 @@
 The kernel sends SIGNAL to this process when the thread that started it ends (PR_SET_PDEATHSIG, see prctl(2)); it keeps that
 over exec, but forgets it when credentials change, so the user is changed first. It is a program of its own, because code
 between fork and exec of a process with threads may deadlock. UID, GID and CAPABILITY are -1 to keep what is. CAPABILITY
-is kept over the change of user, for a user that may not enter the directories above its files.
+is kept over the change of user, for a user that may not enter the directories above its files. It counts for access(2) too,
+by which PostgreSQL looks for its programs: the kernel answers that one without the capabilities of a user other than root,
+unless it was told to leave them as they are when a user changes (SECBIT_NO_SETUID_FIXUP, see capabilities(7)).
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import os
 import sys
 
 _PR_SET_PDEATHSIG = 1
-_PR_SET_KEEPCAPS = 8
+_PR_SET_SECUREBITS = 28
+_SECBIT_NO_SETUID_FIXUP = 1 << 2
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -31,7 +34,7 @@ def _become(uid: int, gid: int, capability: int) -> None:
     os.setgroups([])
     os.setgid(gid)
     if capability >= 0:
-        _must(_libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
+        _must(_libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0))
     os.setuid(uid)
     if capability >= 0:
         _keep_only(capability)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deploy.local import probes
 from deploy.local.errors import StackError
-from deploy.local.spec import Spec, run
+from deploy.local.spec import RunJob, Spec
 
 _JVM = ("-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-XX:+ExitOnOutOfMemoryError")
 _LOGGING = (
@@ -41,7 +41,7 @@ class Kafka:
         command = self._java("kafka.Kafka", str(self._properties))
         return Spec(name="kafka", role="kafka", command=command, probe=probes.kafka(self._port), stop_seconds=20.0)
 
-    async def prepare(self, log: Path) -> None:
+    async def prepare(self, run: RunJob) -> None:
         """Write the properties, and format the data directory if there is none."""
         self._properties.parent.mkdir(parents=True, exist_ok=True)
         self._properties.write_text("".join(f"{name}={value}\n" for name, value in self._settings().items()))
@@ -49,8 +49,7 @@ class Kafka:
             return
         shutil.rmtree(self._data, ignore_errors=True)
         arguments = ("format", "--standalone", "-t", self._cluster_id, "-c", str(self._properties))
-        if await run(Spec("kafka-format", "job", self._java("kafka.tools.StorageTool", *arguments)), log) != 0:
-            raise StackError(f"Kafka could not make its data directory. See {log}.")
+        await run(Spec("kafka-format", "job", self._java("kafka.tools.StorageTool", *arguments)))
 
     def _java(self, *arguments: str) -> tuple[str, ...]:
         return (str(java_binary()), *_JVM, *_LOGGING, "-cp", f"{self._jars}/*", *arguments)

@@ -17,7 +17,7 @@ from psycopg import sql
 from deploy.local import probes
 from deploy.local.account import Account, unprivileged
 from deploy.local.errors import StackError
-from deploy.local.spec import Spec, run
+from deploy.local.spec import RunJob, Spec
 
 ADMIN = "postgres"
 """The superuser's name, and that of the database to connect to for administration."""
@@ -67,7 +67,7 @@ class Postgres:
             orphaned=SIGQUIT,
         )
 
-    async def prepare(self, log: Path) -> None:
+    async def prepare(self, run: RunJob) -> None:
         """Make the data directory if there is none: aside, then renamed, so that a half made one is never used."""
         if (self._data / "PG_VERSION").exists():
             return
@@ -77,8 +77,7 @@ class Postgres:
         account = self._account()
         if account.uid >= 0:
             os.chown(fresh, account.uid, account.gid)
-        if await self._initdb(fresh, account, log) != 0:
-            raise StackError(f"PostgreSQL could not make its data directory. See {log}.")
+        await self._initdb(fresh, account, run)
         fresh.rename(self._data)
 
     async def create_databases(self, passwords: Mapping[str, str]) -> None:
@@ -96,7 +95,7 @@ class Postgres:
     def _account(self) -> Account:
         return unprivileged(self._data, self._binaries)
 
-    async def _initdb(self, data: Path, account: Account, log: Path) -> int:
+    async def _initdb(self, data: Path, account: Account, run: RunJob) -> None:
         with tempfile.NamedTemporaryFile("w", dir=data.parent, prefix=".password-") as file:
             file.write(self._password)
             file.flush()
@@ -105,7 +104,7 @@ class Postgres:
             options = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
             access = ("--auth=scram-sha-256", f"--username={ADMIN}", f"--pwfile={file.name}")
             command = (str(self._binaries / "initdb"), "-D", str(data), *options, *access)
-            return await run(Spec("initdb", "job", command, account=account), log)
+            await run(Spec("initdb", "job", command, account=account))
 
     async def _remove_stale_pid(self) -> None:
         """A killed server leaves its pid file; when that number has become another process's, the next one would not start."""

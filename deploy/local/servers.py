@@ -39,18 +39,18 @@ class Servers:
             Kafka(directory.kafka, ports["kafka"], ports["kafka-controller"], state.cluster_id, jars),
         )
 
-    async def start(self, directory: Directory, supervisor: Supervisor) -> None:
+    async def start(self, supervisor: Supervisor) -> None:
         """Start both, side by side, and wait until they are ready."""
-        await asyncio.gather(self.start_postgres(directory, supervisor), self.start_kafka(directory, supervisor))
+        await asyncio.gather(self.start_postgres(supervisor), self.start_kafka(supervisor))
 
-    async def start_postgres(self, directory: Directory, supervisor: Supervisor) -> None:
+    async def start_postgres(self, supervisor: Supervisor) -> None:
         """Make its data directory if needed, start it, and wait until it is ready."""
-        await self.postgres.prepare(directory.log("postgres"))
+        await self.postgres.prepare(supervisor.run)
         await supervisor.start((self.postgres.spec(),), _SERVER_SECONDS)
 
-    async def start_kafka(self, directory: Directory, supervisor: Supervisor) -> None:
+    async def start_kafka(self, supervisor: Supervisor) -> None:
         """Make its data directory if needed, start it, and wait until it is ready."""
-        await self.kafka.prepare(directory.log("kafka"))
+        await self.kafka.prepare(supervisor.run)
         await supervisor.start((self.kafka.spec(),), _SERVER_SECONDS)
 
 
@@ -66,13 +66,13 @@ def run_alone(directory: Directory, report: Report) -> None:
             servers = Servers.of(directory, state, ports, jars)
             addresses = {"KEYLEDGER_POSTGRES": servers.postgres.dsn(), "KEYLEDGER_KAFKA": servers.kafka.address}
             environment.write(directory.env, addresses)
-            asyncio.run(_run(directory, servers, Supervisor(directory, report)))
+            asyncio.run(_run(servers, Supervisor(directory, report)))
 
 
-async def _run(directory: Directory, servers: Servers, supervisor: Supervisor) -> None:
+async def _run(servers: Servers, supervisor: Supervisor) -> None:
     supervisor.end_on_signals()
     try:
-        await servers.start(directory, supervisor)
+        await servers.start(supervisor)
         await supervisor.until_all_ready(_SERVER_SECONDS)
         await asyncio.Event().wait()
     except asyncio.CancelledError:

@@ -35,6 +35,10 @@ class Spec:
     orphaned: Signals = SIGKILL
 
 
+RunJob = Callable[[Spec], Awaitable[None]]
+"""Runs a job to its end. Raises StackError with the end of its log if it fails."""
+
+
 async def start(spec: Spec, log: Path) -> Process:
     """Start the command with its output appended to the log, in a process group of its own: Ctrl-C is the supervisor's.
 

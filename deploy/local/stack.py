@@ -22,7 +22,6 @@ from deploy.local.state import SERVICES, load, save
 from deploy.local.supervisor import Report, Supervisor
 from shared.ids import Secret, new_secret
 
-_JOB_SECONDS = 60.0
 _READY_SECONDS = 180.0
 """All processes start at once; on a slow machine they wait for each other's share of it."""
 
@@ -87,7 +86,7 @@ class _Stack:
         parts = self._parts
         secrets = self._directory.secrets
         identity.ensure(secrets / "identity.pem", secrets / "identity-public.pem")
-        await asyncio.gather(parts.servers.start_kafka(self._directory, supervisor), self._databases(supervisor))
+        await asyncio.gather(parts.servers.start_kafka(supervisor), self._databases(supervisor))
         await supervisor.start(parts.processes(), _READY_SECONDS)
         if self._sample:
             first_key = environment.read(self._directory.env)[_KEY]
@@ -98,19 +97,19 @@ class _Stack:
         """PostgreSQL with all that the services expect in it; Kafka takes longer to start than this."""
         parts = self._parts
         secret = self._write_environment()
-        await parts.servers.start_postgres(self._directory, supervisor)
+        await parts.servers.start_postgres(supervisor)
         passwords = {name: parts.state.passwords[name] for name in SERVICES}
         await parts.servers.postgres.create_databases(passwords)
         await self._migrate(supervisor)
         if parts.state.first_key != secret.hash.hex():
-            await supervisor.run(parts.first_key(), _JOB_SECONDS)
+            await supervisor.run(parts.first_key())
             self._report("the first key is made")
 
     async def _migrate(self, supervisor: Supervisor) -> None:
         state, wanted = self._parts.state, migrations.fingerprint()
         if state.migrations == wanted:
             return
-        await asyncio.gather(*(supervisor.run(job, _JOB_SECONDS) for job in self._parts.migrations()))
+        await asyncio.gather(*(supervisor.run(job) for job in self._parts.migrations()))
         state.migrations = wanted
         save(self._directory, state)
         self._report("the databases are migrated")

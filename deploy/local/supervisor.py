@@ -15,6 +15,7 @@ from deploy.local.errors import StackError
 from deploy.local.process import Process, describe_exit
 from deploy.local.spec import Spec, run
 
+_JOB_SECONDS = 60.0
 _TAIL_LINES = 15
 _END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -46,14 +47,14 @@ class Supervisor:
             late = next(process for process in fresh if not process.ever_ready)
             raise _failure(late, f"is not ready after {deadline:g} s: {late.detail}") from None
 
-    async def run(self, spec: Spec, deadline: float) -> None:
-        """Run a job to its end. Raises StackError with the end of its log if it fails or takes longer than the deadline."""
+    async def run(self, spec: Spec) -> None:
+        """Run a job to its end. Raises StackError with the end of its log if it fails or takes longer than a minute."""
         log = self._directory.log(spec.name)
         try:
-            async with asyncio.timeout(deadline):
+            async with asyncio.timeout(_JOB_SECONDS):
                 code = await run(spec, log)
         except TimeoutError:
-            raise StackError(f"{spec.name} did not end within {deadline:g} s.{tail(log)}") from None
+            raise StackError(f"{spec.name} did not end within {_JOB_SECONDS:g} s.{tail(log)}") from None
         if code != 0:
             raise StackError(f"{spec.name} {describe_exit(code)}.{tail(log)}")
 

@@ -18,9 +18,11 @@ from typing import Protocol
 from testcontainers.core.container import DockerContainer
 
 from deploy.local import child
+from deploy.local.directory import Directory
 from deploy.local.jars import kafka_jars
 from deploy.local.kafka import Kafka
 from deploy.local.ports import Ports, reserved
+from deploy.local.supervisor import Supervisor
 from shared.kafka import cluster_id
 from tests.support.containers import kafka_container
 from tests.support.eventually import eventually
@@ -62,9 +64,11 @@ class LocalBroker:
         return self._kafka.address
 
     async def start(self) -> None:
-        log = self._directory / "kafka.log"
-        await asyncio.to_thread(lambda: asyncio.run(self._kafka.prepare(log)))
-        self._run(log)
+        place = Directory(self._directory)
+        place.create()
+        supervisor = Supervisor(place, lambda _: None)
+        await asyncio.to_thread(lambda: asyncio.run(self._kafka.prepare(supervisor.run)))
+        self._run(place.log("kafka"))
         await eventually(lambda: cluster_id(self.address), 60, interval=0.2)
 
     def kill(self) -> None:

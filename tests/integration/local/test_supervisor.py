@@ -97,7 +97,7 @@ async def test_wrong_settings_fail_the_start_at_once(directory: Directory) -> No
 async def test_a_failed_job_shows_the_end_of_its_log(directory: Directory) -> None:
     supervisor = Supervisor(directory, lambda _: None)
     with pytest.raises(StackError, match=r"migrate ended with code 1[\s\S]*no such table"):
-        await supervisor.run(Spec("migrate", "job", ("sh", "-c", "echo no such table; exit 1")), 30)
+        await supervisor.run(Spec("migrate", "job", ("sh", "-c", "echo no such table; exit 1")))
 
 
 async def test_processes_end_in_the_reverse_order_of_their_start(directory: Directory) -> None:
