@@ -48,10 +48,11 @@ class OwnerState(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Outcome(StrEnum):
-    """Every way in which a request's key can be judged; the metered ones are the decisions of request events."""
+    """Every way in which a request's key can be judged; `decision` says what the metered ones are in request events."""
 
     allowed = "allowed"
     rate_limited = "rate_limited"
+    too_many_open = "too_many_open"
     inactive = "inactive"
     owner_suspended = "owner_suspended"
     forbidden = "forbidden"
@@ -83,6 +84,7 @@ _PROBLEMS: dict[Outcome, tuple[int, str, str]] = {
     Outcome.forbidden: (403, "permission_missing", "The API key lacks a permission"),
     Outcome.address_refused: (403, "address_refused", "The API key may not be used from this address"),
     Outcome.rate_limited: (429, "rate_limited", "Rate limit exceeded"),
+    Outcome.too_many_open: (429, "too_many_open", "Too many requests of this API key are under way"),
     Outcome.not_ready: (503, "not_ready", "The edge is not ready to judge this request"),
 }
 
@@ -147,6 +149,13 @@ def _out_of_bounds(key: KeyState, address: str | None, permission: str | None) -
 def metered(outcome: Outcome) -> bool:
     """Whether the answer has a row in the usage log: the key's state was held and judged."""
     return outcome not in _UNMETERED
+
+
+def decision(outcome: Outcome) -> str:
+    """What request events call it. Their decisions are published as a closed list, so a kind of 429 that came later is in
+    them as the other one.
+    """
+    return Outcome.rate_limited.value if outcome is Outcome.too_many_open else outcome.value
 
 
 def problem(outcome: Outcome) -> tuple[int, str, str]:

@@ -69,6 +69,17 @@ class EdgeSettings(Base):
     head_seconds: float = Field(default=10, gt=0, description="For a request's head, from its first byte.")
     idle_seconds: float = Field(default=60, gt=0, description="Between two requests of a connection.")
     body_idle_seconds: float = Field(default=60, gt=0, description="Without a byte of a body, in either direction.")
+    body_rate: int = Field(
+        default=1024,
+        ge=1,
+        le=1_000_000_000,
+        description="Bytes a second of a request's body; who sends fewer uses up `body_idle_seconds`.",
+    )
+    pressed_seconds: float = Field(
+        default=2,
+        gt=0,
+        description="For a client that keeps others waiting: for its connection, or for the upstream's that it uses.",
+    )
     connect_seconds: float = Field(default=2, gt=0, description="For a connection to an upstream.")
     response_seconds: float = Field(
         default=TIMEOUT_SECONDS, gt=0, description="For a response's head, where a route says nothing."
@@ -76,6 +87,14 @@ class EdgeSettings(Base):
     drain_seconds: float = Field(default=10, ge=0, description="For requests in flight after SIGTERM.")
     connections_max: int = Field(
         default=10_000, ge=1, description="Connections of clients; more are answered with 503."
+    )
+    open_requests: int = Field(
+        default=128, ge=1, description="Requests of one key under way at a time; more are answered with 429."
+    )
+    held_max: int = Field(
+        default=256 * 1024 * 1024,
+        ge=1024 * 1024,
+        description="Bytes of requests and answers that may wait in memory; beyond, those that waited longest end.",
     )
     upstream_connections: int = Field(default=256, ge=1, description="Connections to one upstream at most.")
     upstream_idle_seconds: float = Field(

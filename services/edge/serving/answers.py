@@ -69,8 +69,11 @@ def problem(status: int, code: str, title: str, *, detail: str | None = None, fi
 
 def _refusal(outcome: Outcome) -> Answer:
     status, code, title = problem_of(outcome)
-    challenge = b"WWW-Authenticate: ApiKey\r\n" if status == HTTPStatus.UNAUTHORIZED else b""
-    return problem(status, code, title, fields=challenge)
+    fields = b"WWW-Authenticate: ApiKey\r\n" if status == HTTPStatus.UNAUTHORIZED else b""
+    if outcome is Outcome.too_many_open:
+        # Whoever of them ends first makes room.
+        fields = b"Retry-After: 1\r\n"
+    return problem(status, code, title, fields=fields)
 
 
 REFUSALS = {outcome: _refusal(outcome) for outcome in Outcome if outcome is not Outcome.allowed}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import structlog
 from typing_extensions import override
@@ -23,8 +23,11 @@ from services.edge.http.head import (
 )
 from services.edge.serving import answers
 from services.edge.serving.answers import Answer
-from services.edge.serving.exchange import NEVER, Edge, Exchange
+from services.edge.serving.exchange import NEVER, Exchange
 from services.edge.serving.passage import Passage
+
+if TYPE_CHECKING:
+    from services.edge.serving.connections import Clients
 
 # So much of a body that nobody wants is read to keep a connection.
 _UNWANTED_MAX = 64 * 1024
@@ -47,28 +50,13 @@ _UNWANTED = _State.UNWANTED
 _CLOSING = _State.CLOSING
 
 
-class Home(Protocol):
-    """What all connections of a serving process share."""
-
-    edge: Edge
-    draining: bool
-
-    def crowded(self) -> bool:
-        """Whether there are more connections than may be."""
-
-    def add(self, connection: ClientConnection) -> None:
-        """Takes care of a connection."""
-
-    def discard(self, connection: ClientConnection) -> None:
-        """Forgets a connection that is gone."""
-
-
 class ClientConnection(asyncio.Protocol):
     """One connection of a client."""
 
-    def __init__(self, clients: Home) -> None:
+    def __init__(self, clients: Clients) -> None:
         self._clients = clients
         self._edge = clients.edge
+        self._patience = clients.patience
         self._transport: asyncio.Transport | None = None
         self._address: str | None = None
         self._state = _HEAD
@@ -77,6 +65,8 @@ class ClientConnection(asyncio.Protocol):
         self._reader: BodyReader | None = None
         self._exchange: Exchange | None = None
         self._deadline_ns = NEVER
+        self._has_ns = 0
+        self._counted = False
         self._held = False
         self._waits = False
         self._paused = False
@@ -90,7 +80,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self._address = _address(peer)
-        self._deadline_ns = self._in(self._edge.settings.head_seconds)
+        self._give(self._patience.head)
         self._clients.add(self)
         if self._clients.crowded():
             self._refuse(answers.UNAVAILABLE, "crowded")
@@ -99,10 +89,12 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the connection is gone."""
         self._transport = None
+        self._buffer = b""
         self._clients.discard(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.client_lost()
+        self.count()
 
     @override
     def eof_received(self) -> None:
@@ -113,9 +105,11 @@ class ClientConnection(asyncio.Protocol):
         """asyncio: the client does not keep up. It gets no other answer before it has taken these."""
         self._full = True
         self._regulate()
-        self._deadline_ns = self._in(self._edge.settings.body_idle_seconds)
+        self._give(self._patience.body)
         if self._exchange is not None:
             self._exchange.client_full(full=True)
+        # Not from within the transport's `write`: making room may end this connection.
+        asyncio.get_running_loop().call_soon(self.count)
 
     @override
     def resume_writing(self) -> None:
@@ -126,9 +120,10 @@ class ClientConnection(asyncio.Protocol):
         else:
             self._regulate()
         if self._state is _EXCHANGE:
-            self._deadline_ns = NEVER if self._reader is None else self._in(self._edge.settings.body_idle_seconds)
+            self._wait_for_body()
         if self._exchange is not None:
             self._exchange.client_full(full=False)
+        self.count()
 
     @override
     def data_received(self, data: bytes) -> None:
@@ -149,9 +144,7 @@ class ClientConnection(asyncio.Protocol):
     def hold(self, *, hold: bool) -> None:
         """Stops reading the body, or goes on."""
         self._held = hold
-        if self._reader is not None:
-            # While we don't read, it is not the client that is slow.
-            self._deadline_ns = NEVER if hold else self._in(self._edge.settings.body_idle_seconds)
+        self._wait_for_body()
         self._regulate()
 
     def may_keep(self) -> bool:
@@ -162,29 +155,60 @@ class ClientConnection(asyncio.Protocol):
         return reader is None or (isinstance(reader, LengthReader) and reader.left <= _UNWANTED_MAX)
 
     def finished(self, *, keep: bool) -> None:
-        """The answer is complete."""
+        """The answer is complete; the connection goes on (`keep`) or ends once it is sent."""
         self._exchange = None
         self._held = False
         if not keep:
             self._close()
         elif self._reader is not None:
             self._state = _UNWANTED
+            self._give(self._patience.head)
             self._regulate()
         else:
             self._next()
+        if self._counted:
+            self.count()
 
     def abort(self) -> None:
-        """Drops the connection."""
+        """Drops the connection: the answer can't be completed."""
         self._state = _CLOSING
         if self._transport is not None:
             self._transport.abort()
 
+    # Memory
+
+    def count(self) -> None:
+        """Tells how much waits here: of requests, and of answers that the client does not take."""
+        transport, exchange = self._transport, self._exchange
+        size = len(self._buffer) + (exchange.held if exchange is not None else 0)
+        if self._full and transport is not None:
+            size += transport.get_write_buffer_size()
+        if size or self._counted:
+            self._counted = size > 0
+            self._clients.backlog.hold(self, size)
+
+    def give_way(self) -> None:
+        """Too much waits in memory, and this for longest."""
+        self._counted = False
+        if self._full:
+            self.abort()
+        elif self._exchange is not None and self._exchange.waiting:
+            self._buffer = b""
+            self._exchange.client_failed(answers.UNAVAILABLE)
+        elif self._state is _HEAD:
+            self._refuse(answers.UNAVAILABLE, "crowded")
+        else:
+            self.abort()
+
     # Time
 
-    def sweep(self, now_ns: int, *, recheck: bool) -> None:
-        """Ends what has waited too long."""
+    def end_overdue(self, now_ns: int, *, pressed: bool, recheck: bool) -> None:
+        """Ends what has waited too long, sooner when others wait for what it holds (`pressed`: for its connection)."""
         exchange = self._exchange
-        if now_ns >= self._deadline_ns:
+        deadline_ns = self._deadline_ns
+        if pressed or (exchange is not None and exchange.pressed):
+            deadline_ns -= max(0, self._has_ns - self._patience.pressed)
+        if now_ns >= deadline_ns:
             self._expire()
         elif exchange is not None and now_ns >= exchange.deadline_ns:
             exchange.expire()
@@ -197,16 +221,31 @@ class ClientConnection(asyncio.Protocol):
             self._close()
 
     def _expire(self) -> None:
+        """The answer to a client that is too slow: 408 while it can have one, or the end of the connection."""
         exchange = self._exchange
-        if exchange is not None and exchange.waiting:
+        if exchange is not None and exchange.waiting and not self._full:
             exchange.client_failed(answers.REQUEST_TIMEOUT)
-            self._deadline_ns = self._in(self._edge.settings.body_idle_seconds)
-        elif self._state is _HEAD and self._buffer:
+            self._give(self._patience.body)
+        elif self._state is _HEAD and self._buffer and not self._full:
             self._refuse(answers.REQUEST_TIMEOUT, "timeout")
-        elif self._state is _HEAD:
+        elif self._state is _HEAD and not self._full:
             self._close()
         else:
             self.abort()
+
+    def _give(self, time_ns: int) -> None:
+        """The client has so long from now."""
+        self._has_ns = time_ns
+        self._deadline_ns = boot_ns() + time_ns
+
+    def _wait_for_body(self) -> None:
+        if self._full:
+            return
+        if self._reader is None or self._held:
+            # While we don't read, it is not the client that is slow.
+            self._deadline_ns = NEVER
+        else:
+            self._give(self._patience.body)
 
     # Reading
 
@@ -234,8 +273,9 @@ class ClientConnection(asyncio.Protocol):
             if end < 0:
                 check_beginning(data, checked)
                 if not checked:
-                    self._deadline_ns = self._in(self._edge.settings.head_seconds)
+                    self._give(self._patience.head)
                 self._buffer = data
+                self.count()
                 return
             request = parse_request(data[: end + 4])
             passage = self._edge.gate.judge(request, self._address, boot_ns(), wall_ns())
@@ -244,6 +284,8 @@ class ClientConnection(asyncio.Protocol):
             return
         self._buffer = b""
         self._begin(request, passage, data[end + 4 :])
+        if self._counted:
+            self.count()
 
     def _begin(self, request: RequestHead, passage: Passage, rest: bytes) -> None:
         self._state = _EXCHANGE
@@ -254,8 +296,8 @@ class ClientConnection(asyncio.Protocol):
             if rest:
                 self._wait(rest)
         else:
+            self._give(self._patience.body)
             reader = self._reader = request_reader(request.framing)
-            self._deadline_ns = self._in(self._edge.settings.body_idle_seconds)
             if rest:
                 self._body(reader, rest)
         exchange.start()
@@ -267,9 +309,11 @@ class ClientConnection(asyncio.Protocol):
         except BadMessage as error:
             self._malformed_body(error)
             return
-        self._deadline_ns = NEVER if reader.done else self._in(self._edge.settings.body_idle_seconds)
         if reader.done:
             self._reader = None
+            self._deadline_ns = NEVER
+        elif not self._full and not self._held:
+            self._renew(len(body))
         if rest:
             self._wait(rest)
         if exchange is None:
@@ -280,6 +324,13 @@ class ClientConnection(asyncio.Protocol):
             exchange.request_body(body)
         if reader.done:
             exchange.request_end()
+        if exchange.held or self._counted:
+            self.count()
+
+    def _renew(self, count: int) -> None:
+        """So many bytes of a body came: each gives the client some time back, but never more than it had at first."""
+        deadline_ns = self._deadline_ns + count * self._patience.byte
+        self._deadline_ns = min(deadline_ns, boot_ns() + self._has_ns)
 
     def _malformed_body(self, error: BadMessage) -> None:
         if self._exchange is not None:
@@ -292,6 +343,7 @@ class ClientConnection(asyncio.Protocol):
         self._buffer += data
         self._waits = True
         self._regulate()
+        self.count()
 
     def _next(self) -> None:
         self._state = _HEAD
@@ -301,13 +353,13 @@ class ClientConnection(asyncio.Protocol):
             self._close()
             return
         if self._full:
-            self._deadline_ns = self._in(self._edge.settings.body_idle_seconds)
+            self._give(self._patience.body)
             self._regulate()
         else:
             self._go_on()
 
     def _go_on(self) -> None:
-        self._deadline_ns = self._in(self._edge.settings.idle_seconds)
+        self._give(self._patience.idle)
         if self._buffer:
             # Not from here: a thousand requests in a row would be a thousand calls deep.
             asyncio.get_running_loop().call_soon(self._resume)
@@ -345,7 +397,7 @@ class ClientConnection(asyncio.Protocol):
             self._linger()
         elif self._transport is not None:
             self._state = _CLOSING
-            self._deadline_ns = self._in(self._edge.settings.body_idle_seconds)
+            self._give(self._patience.body)
             self._transport.close()
 
     def _linger(self) -> None:
@@ -353,18 +405,17 @@ class ClientConnection(asyncio.Protocol):
         self._state = _CLOSING
         self._buffer = b""
         self._regulate()
-        self._deadline_ns = boot_ns() + _LINGER_NS
+        self._give(_LINGER_NS)
         if self._transport is not None:
             self._transport.write_eof()
+        if self._counted:
+            self.count()
 
     def _broken(self) -> None:
         if self._exchange is not None and self._exchange.waiting:
             self._exchange.client_failed(answers.INTERNAL)
         else:
             self.abort()
-
-    def _in(self, seconds: float) -> int:
-        return boot_ns() + int(seconds * SECOND)
 
 
 def _address(peer: object) -> str | None:

@@ -1,24 +1,29 @@
-"""All connections of clients, and what ends them: their deadlines, and the drain."""
+"""All connections of clients, and what ends them: their deadlines, too many of them, and the drain."""
 
 from __future__ import annotations
 
 import asyncio
 
 from services.edge.clock import SECOND, boot_ns
+from services.edge.serving.backlog import Backlog
 from services.edge.serving.connection import ClientConnection
 from services.edge.serving.exchange import Edge
+from services.edge.serving.patience import Patience
 
 
 class Clients:
-    """The connections of a serving process's clients.
+    """The connections of a serving process's clients, and what they share.
 
     `drained` is set when the drain has begun and no connection is left.
     """
 
     def __init__(self, edge: Edge) -> None:
         self.edge = edge
+        self.patience = Patience.of(edge.settings)
+        self.backlog = Backlog(edge.settings.held_max)
         self.draining = False
         self.drained = asyncio.Event()
+        self._max = edge.settings.connections_max
         self._open: set[ClientConnection] = set()
         self._rechecked_ns = boot_ns()
 
@@ -28,7 +33,7 @@ class Clients:
 
     def crowded(self) -> bool:
         """Whether there are more connections than may be."""
-        return len(self._open) > self.edge.settings.connections_max
+        return len(self._open) > self._max
 
     def add(self, connection: ClientConnection) -> None:
         """Takes care of a connection."""
@@ -42,13 +47,15 @@ class Clients:
             self.drained.set()
         self.edge.metrics.connections = len(self._open)
 
-    def sweep(self, now_ns: int) -> None:
-        """Ends what has waited too long; every second also what streams to keys that are refused by now."""
+    def end_overdue(self, now_ns: int) -> None:
+        """Ends what has waited too long; every second also what is under way for keys that are refused by now."""
         recheck = now_ns - self._rechecked_ns >= SECOND
         if recheck:
             self._rechecked_ns = now_ns
+        # An eighth is kept free for those who come, at the cost of those who do nothing.
+        pressed = len(self._open) * 8 >= self._max * 7
         for connection in tuple(self._open):
-            connection.sweep(now_ns, recheck=recheck)
+            connection.end_overdue(now_ns, pressed=pressed, recheck=recheck)
 
     def drain(self) -> None:
         """Lets the exchanges under way end, and with each its connection."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, cast
 
 import structlog
 
@@ -22,13 +22,16 @@ from services.edge.serving.gate import Gate
 from services.edge.serving.ledger import Ledger
 from services.edge.serving.metrics import Metrics
 from services.edge.serving.passage import Passage
+from services.edge.serving.upload import Upload
 from services.edge.settings import EdgeSettings
 from services.edge.upstream.connection import Failure, UpstreamConnection
-from services.edge.upstream.pool import Upstream
+from services.edge.upstream.pool import Pool
+
+if TYPE_CHECKING:
+    from services.edge.serving.connection import ClientConnection
 
 NEVER = 1 << 62
 CLIENT_GONE = 499
-_AHEAD_MAX = 64 * 1024
 # RFC 9110, section 9.2.2.
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _log = structlog.get_logger()
@@ -36,33 +39,14 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Edge:
-    """What all exchanges of a serving process share. `upstream` finds the upstream of an origin."""
+    """What all exchanges of a serving process share. `pool` has the connections to an origin."""
 
     settings: EdgeSettings
     gate: Gate
     ledger: Ledger
     identities: Identities
     metrics: Metrics
-    upstream: Callable[[str], Upstream]
-
-
-class Client(Protocol):
-    """The client's side of an exchange."""
-
-    def write(self, data: bytes) -> None:
-        """Sends bytes of the answer."""
-
-    def hold(self, *, hold: bool) -> None:
-        """Stops reading the request's body, or goes on."""
-
-    def may_keep(self) -> bool:
-        """Whether the connection can go on after this exchange, as far as is known now."""
-
-    def finished(self, *, keep: bool) -> None:
-        """The answer is complete; the connection goes on (`keep`) or ends once it is sent."""
-
-    def abort(self) -> None:
-        """Drops the connection: the answer can't be completed."""
+    pool: Callable[[str], Pool]
 
 
 class Exchange:
@@ -72,11 +56,12 @@ class Exchange:
     ended = False
     deadline_ns = NEVER
     _fields = b""
+    _pool: Pool | None = None
     _connection: UpstreamConnection | None = None
-    _started = False
-    _received = 0
+    _upload: Upload | None = None
+    _continue = False
+    _queued = False
     _held = False
-    _body_sent = False
     _retried = False
     _responded = False
     _released = False
@@ -84,28 +69,43 @@ class Exchange:
     _chunked = False
     _keep = False
 
-    def __init__(self, edge: Edge, client: Client, request: RequestHead, passage: Passage) -> None:
+    def __init__(self, edge: Edge, client: ClientConnection, request: RequestHead, passage: Passage) -> None:
         self.passage = passage
         self.method = request.method
         self.request_done = request.framing.empty
         self._edge = edge
         self._client = client
         self._request = request
-        self._continue = request.expects_continue and not self.request_done
-        self._ahead: list[bytes] = []
         self._out: list[bytes] = []
+        if not self.request_done:
+            self._upload = Upload(request.framing)
+            self._continue = request.expects_continue
         edge.metrics.in_flight += 1
-
-    # The request
 
     @property
     def waiting(self) -> bool:
-        """Whether a connection to the upstream is of use."""
+        """Whether nothing is answered yet, and a connection to the upstream of use."""
         return not self._responded and not self.ended
+
+    @property
+    def ready(self) -> bool:
+        """Whether the upstream need not wait for the client."""
+        return self._upload is None or self._upload.ready
+
+    @property
+    def held(self) -> int:
+        """Bytes of the request's body that wait in memory."""
+        return 0 if self._upload is None else self._upload.waits
+
+    @property
+    def pressed(self) -> bool:
+        """Whether it has a connection that others wait for."""
+        return self._connection is not None and self._pool is not None and self._pool.short
+
+    # The request
 
     def start(self) -> None:
         """Answers, or sends the request on its way."""
-        self._started = True
         if self._complete:
             # The beginning of the body that came with the head was no body.
             return
@@ -116,7 +116,7 @@ class Exchange:
             self._answer(passage.answer)
         elif route is None:
             self._answer(answers.NOT_FOUND)
-        elif not self._request.framing.empty and self._too_large(route):
+        elif self._upload is not None and self._upload.size > route.body_max:
             self._answer(answers.TOO_LARGE)
         elif b"websocket" in self._request.upgrade:
             self._answer(answers.NO_UPGRADE)
@@ -125,81 +125,97 @@ class Exchange:
 
     def request_body(self, data: bytes) -> None:
         """A piece of the request's body, decoded."""
+        upload = self._upload
         self._continue = False
-        self._received += len(data)
-        route = self.passage.route
-        if self._complete:
+        if self._complete or upload is None:
             # The answer did not wait for it, and nobody else does.
             return
-        if self._started and route is not None and self._too_large(route):
+        upload.received += len(data)
+        if self._connection is None:
+            upload.keep(data)
+        if self._pool is None:
+            # It came with the head: `start` judges.
+            return
+        route = cast(Route, self.passage.route)
+        if upload.size > route.body_max:
             self._fail(answers.TOO_LARGE)
-        else:
-            self._pass_on(data)
+        elif self._connection is not None:
+            self._connection.write(upload.framed(data))
+        elif upload.ready:
+            self._hold(hold=True)
+            self._hurry()
 
     def request_end(self) -> None:
         """The request's body is complete."""
         self.request_done = True
+        upload = self._upload
+        if self._complete or upload is None:
+            return
+        upload.done = True
         if self._connection is not None:
-            if self._request.framing.chunked:
-                self._body_sent = True
-                self._connection.write(LAST_CHUNK)
+            last = upload.end()
+            if last:
+                self._connection.write(last)
             self._await_response()
-
-    def _too_large(self, route: Route) -> bool:
-        return max(self._request.framing.length or 0, self._received) > route.body_max
+        elif self._pool is not None:
+            self._hurry()
 
     def _forward(self, route: Route) -> None:
         edge, passage = self._edge, self.passage
-        upstream = edge.upstream(route.upstream)
+        pool = self._pool = edge.pool(route.upstream)
         token = edge.identities.token(passage.key, route.audience, passage.time_ns) if passage.key else None
         self._fields = request_head(
             self._request,
-            upstream.authority,
+            pool.authority,
             passage.request_id,
             correlation_id=passage.correlation_id,
             address=passage.address,
             token=token,
         )
-        self.deadline_ns = passage.admitted_ns + int(route.timeout * SECOND)
-        upstream.acquire(self)
+        upload = self._upload
+        if upload is None or upload.ready:
+            self.deadline_ns = passage.admitted_ns + int(route.timeout * SECOND)
+        self._queued = True
+        pool.acquire(self)
+        if upload is not None and self._connection is None:
+            self._send_for(upload)
 
-    def _pass_on(self, data: bytes) -> None:
-        if self._connection is None:
-            self._ahead.append(data)
-            if self._received > _AHEAD_MAX:
-                self._hold(hold=True)
-            return
-        self._body_sent = True
-        self._connection.write(chunk(data) if self._request.framing.chunked else data)
+    def _send_for(self, upload: Upload) -> None:
+        """There is no connection yet: the body comes meanwhile, as far as it may."""
+        if upload.waits and upload.ready and not upload.done:
+            self._hold(hold=True)
+        if self._continue:
+            self._continue = False
+            self._client.write(answers.CONTINUE)
+
+    def _hurry(self) -> None:
+        """All that it waits for now is a connection."""
+        if self._queued and self._pool is not None:
+            self._pool.hurry(self)
+            self._await_response()
 
     # The upstream
 
     def upstream_ready(self, connection: UpstreamConnection) -> None:
         """A connection is there: the head goes out, and what has come of the body."""
+        self._queued = False
         self._connection = connection
-        if self._request.framing.empty:
+        upload = self._upload
+        if upload is None:
             connection.write(self._fields)
-        else:
-            self._send_with_body(connection)
+            self._await_response()
+            return
+        connection.write(b"".join((self._fields, *upload.waited())))
+        if self._continue:
+            self._continue = False
+            self._client.write(answers.CONTINUE)
         if self._held:
             self._hold(hold=False)
+        self._client.count()
         if self.request_done:
             self._await_response()
         else:
             self.deadline_ns = NEVER
-
-    def _send_with_body(self, connection: UpstreamConnection) -> None:
-        framed = self._request.framing.chunked
-        ahead = [chunk(data) for data in self._ahead] if framed else self._ahead
-        if framed and self.request_done:
-            ahead.append(LAST_CHUNK)
-        self._body_sent = bool(ahead)
-        if not self.request_done:
-            self._ahead = []
-        connection.write(b"".join((self._fields, *ahead)))
-        if self._continue:
-            self._continue = False
-            self._client.write(answers.CONTINUE)
 
     def upstream_failed(self, failure: Failure, reason: str) -> None:
         """No connection, or no response that can be read."""
@@ -215,10 +231,11 @@ class Exchange:
         """The connection is gone in the middle."""
         connection, self._connection = self._connection, None
         if self._responded:
-            self._cut()
-        elif connection is not None and connection.reused and self._may_retry(connection):
+            self.upstream_failed(Failure.lost, "the connection ended in the response")
+        elif connection is not None and self._pool is not None and self._may_retry(connection):
             self._retried = True
-            self._edge.upstream(self.passage.route.upstream).acquire(self, fresh=True)  # type: ignore[union-attr]
+            self._queued = True
+            self._pool.acquire(self, fresh=True)
         else:
             self.upstream_failed(Failure.lost, "the connection ended before a response")
 
@@ -281,14 +298,12 @@ class Exchange:
             self.deadline_ns = boot_ns() + int(route.timeout * SECOND)
 
     def _may_retry(self, connection: UpstreamConnection) -> bool:
-        if self._retried:
+        if self._retried or not connection.reused:
             return False
         if not connection.sent:
             # The connection ended before its turn to be written to came: all there is to send must still be here.
-            return sum(map(len, self._ahead)) == self._received
-        if self._request.framing.empty:
-            return self.method in _IDEMPOTENT
-        return not self._body_sent
+            return self._upload is None or self._upload.whole
+        return self._upload is None and self.method in _IDEMPOTENT
 
     # The answer
 
@@ -300,7 +315,7 @@ class Exchange:
             self.deadline_ns = NEVER if full else boot_ns() + self._body_idle_ns()
 
     def client_failed(self, answer: Answer) -> None:
-        """The request's body is malformed or does not come."""
+        """The request's body is malformed or does not come, or there is no room for it."""
         self.passage.close = True
         self._fail(self.passage.answer or answer)
 
@@ -318,34 +333,57 @@ class Exchange:
 
     def expire(self) -> None:
         """The deadline has passed: the upstream does not answer, or not go on."""
-        if self._responded:
-            self._cut()
-        else:
-            self.upstream_failed(Failure.timeout, "no response in time")
+        self.upstream_failed(Failure.timeout, "no response in time")
 
     def recheck(self) -> None:
-        """Cuts off an answer that streams to a key which by now would be refused."""
-        if self._responded and self.passage.metered and not self._edge.gate.still_allowed(self.passage, wall_ns()):
-            self._cut()
+        """Ends what is under way for a key that by now would be refused: 401 or 403, or a cut when some of it has left.
+
+        Its record stays that of the call which it was admitted as. What one of the platform's services is working at has
+        its answer: it may be the very command that ended the key.
+        """
+        passage = self.passage
+        if not passage.metered or self._complete or self._at_work():
+            return
+        outcome = self._edge.gate.refused_now(passage, wall_ns())
+        if outcome is not None:
+            passage.close = True
+            passage.verdict = None
+            self._fail(answers.REFUSALS[outcome])
+
+    def _at_work(self) -> bool:
+        route = self.passage.route
+        sent = self.request_done and self._connection is not None and not self._responded
+        return sent and route is not None and route.platform
 
     def _answer(self, answer: Answer) -> None:
         """Gives an answer of the edge's own."""
-        passage = self.passage
         self._responded = True
+        self._encode(answer)
+        self._settle(answer.status, boot_ns())
+
+    def _encode(self, answer: Answer) -> None:
+        passage = self.passage
         self._complete = True
         self._keep = self._may_keep()
         fields = passage.limit_fields() + (b"" if self._keep else b"Connection: close\r\n")
         to_head = self.method == "HEAD"
         self._out = [answer.encode(passage.request_id.encode(), fields, to_head=to_head)]
-        self._settle(answer.status, boot_ns())
+        if self._upload is not None:
+            self._upload.drop()
 
     def _fail(self, answer: Answer) -> None:
-        """Gives an answer of the edge's own instead of the upstream's, or cuts that off."""
-        self._drop_connection()
-        if self._responded:
+        """Gives an answer of the edge's own instead of the upstream's, or cuts that off if some of it has left."""
+        self._leave()
+        if self._released:
             self._cut()
-        else:
+        elif not self._responded:
             self._answer(answer)
+        elif self._complete:
+            # It is whole, and leaves with this turn.
+            self._keep = False
+        else:
+            self._encode(answer)
+            self._edge.ledger.revise(self.passage, answer.status)
 
     def _may_keep(self) -> bool:
         # Who waits for 100 and gets an answer may send the body all the same, or not: the connection can't go on.
@@ -371,7 +409,7 @@ class Exchange:
 
     def _unrecorded(self) -> None:
         """The record can't be written: an answer that would not be counted is not given."""
-        self._drop_connection()
+        self._leave()
         self.passage.reason = "log_failed"
         self._edge.metrics.unmetered(self.passage.reason)
         self._complete = True
@@ -401,12 +439,17 @@ class Exchange:
         if not self.ended:
             self.ended = True
             self._edge.metrics.in_flight -= 1
-        self._drop_connection()
+            self._edge.gate.ended(self.passage)
+        self._leave()
 
-    def _drop_connection(self) -> None:
+    def _leave(self) -> None:
+        """Has nothing more to do with the upstream."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()
+        elif self._queued and self._pool is not None:
+            self._queued = False
+            self._pool.leave(self)
 
     def _hold(self, *, hold: bool) -> None:
         if hold is not self._held:

@@ -49,6 +49,8 @@ class Gate:
         self._stale_ns = int(settings.stale_seconds * SECOND)
         self._refuse_ns = int(settings.strict_seconds * SECOND) if settings.mode == "strict" else NEVER
         self._refusals = Refusals()
+        self._open_max = settings.open_requests
+        self._open: dict[int, int] = {}
         self._status = replica.status()
         self._status_ns = 0
         # Ids need to be unique, not secret.
@@ -91,19 +93,29 @@ class Gate:
         self._authenticate(passage, request.keys)
         return passage
 
-    def still_allowed(self, passage: Passage, wall_ns: int) -> bool:
-        """Whether the key of a request under way would be let in now, but for the limits."""
+    def refused_now(self, passage: Passage, wall_ns: int) -> Outcome | None:
+        """How the key of a request under way would be refused by now, but for the limits; None when it would not be."""
         if passage.key is None or passage.route is None:
-            return True
+            return None
         try:
             found = self._replica.lookup(passage.key_hash)
         except ReplicaUnreadableError:
-            return True
+            return None
         key, owner = found if found else (None, None)
         permission = passage.route.permission(passage.method)
         address, key_hash = passage.address, passage.key_hash
         outcome = decide(key, owner, key_hash, wall_ns=wall_ns, address=address, permission=permission)
-        return outcome in {Outcome.allowed, Outcome.not_ready}
+        return None if outcome in {Outcome.allowed, Outcome.not_ready} else outcome
+
+    def ended(self, passage: Passage) -> None:
+        """A request is no longer under way."""
+        key = passage.key
+        if key is not None and passage.outcome is _ALLOWED:
+            left = self._open[key.id] - 1
+            if left:
+                self._open[key.id] = left
+            else:
+                del self._open[key.id]
 
     def _authenticate(self, passage: Passage, keys: list[bytes]) -> None:
         secret = keys[0].decode("latin-1") if len(keys) == 1 else ""
@@ -140,9 +152,14 @@ class Gate:
         return self._status
 
     def _admit(self, passage: Passage, key: KeyState) -> None:
+        under_way = self._open.get(key.id, 0)
+        if under_way >= self._open_max:
+            verdict = passage.verdict = self._limiter.peek(key.id, key.limits, passage.admitted_ns)
+            return self._refuse(passage, Outcome.too_many_open if verdict.allowed else Outcome.rate_limited)
         verdict = passage.verdict = self._limiter.admit(key.id, key.limits, passage.admitted_ns)
         if not verdict.allowed:
             return self._refuse(passage, Outcome.rate_limited)
+        self._open[key.id] = under_way + 1
         passage.outcome = _ALLOWED
         passage.metered = True
         if request_kinds.new:

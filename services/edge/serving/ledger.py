@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from services.edge.clock import MICROSECOND, MILLISECOND, SECOND, boot_ns
+from services.edge.domain import decision as decision_of
 from services.edge.requestlog.writer import LogFailed, Note, Record, RequestLog
 from services.edge.serving.metrics import Metrics
 from services.edge.serving.passage import Passage
@@ -31,7 +32,7 @@ class Ledger:
         self._client_addresses = client_addresses
         self._log: RequestLog | None = None
         self._retry_ns = 0
-        self._pending: list[tuple[Record, Release | None]] = []
+        self._pending: list[tuple[Passage, int, int, Release | None]] = []
         self._notes: list[Note] = []
         self._carried: tuple[Record | Note, ...] = ()
         self._scheduled = False
@@ -62,8 +63,14 @@ class Ledger:
         be written and the answer must not be given. None: nobody is there any more to answer.
         """
         self._open.pop(passage, None)
-        self._pending.append((self._record(passage, status, now_ns), release))
+        self._pending.append((passage, status, now_ns, release))
         self._schedule()
+
+    def revise(self, passage: Passage, status: int) -> None:
+        """An answer that was settled and not let go yet has become another, of `status`; it keeps its place and time."""
+        for index, (settled, _, now_ns, release) in enumerate(self._pending):
+            if settled is passage:
+                self._pending[index] = passage, status, now_ns, release
 
     def close(self) -> None:
         """Writes what is buffered, and ends the log."""
@@ -81,7 +88,7 @@ class Ledger:
         key, outcome = passage.key, passage.outcome
         if key is None or outcome is None:
             raise AssertionError("a request without a key has no record")
-        route, decision = passage.route_name, outcome.value
+        route, decision = passage.route_name, decision_of(outcome)
         seconds = (now_ns - passage.admitted_ns) // MICROSECOND / (SECOND // MICROSECOND)
         self._metrics.answered(route, status, decision, seconds)
         return Record(
@@ -110,7 +117,8 @@ class Ledger:
 
     def _flush(self) -> None:
         self._scheduled = False
-        pending, notes = self._pending, self._notes
+        pending = [(self._record(*settled[:3]), settled[3]) for settled in self._pending]
+        notes = self._notes
         self._pending = []
         self._notes = []
         unwritten = self._write([*notes, *[record for record, _ in pending]])

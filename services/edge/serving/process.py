@@ -28,7 +28,7 @@ from services.edge.serving.gate import Gate
 from services.edge.serving.ledger import Ledger
 from services.edge.serving.metrics import Metrics
 from services.edge.settings import EdgeSettings
-from services.edge.upstream.pool import Upstream
+from services.edge.upstream.pool import Pool
 from shared.telemetry import Check, internal_server
 
 BACKLOG = 1024
@@ -47,7 +47,7 @@ class Serving:
         self.limiter = Limiter()
         self.replica = ReplicaReader(settings.replica_path, settings.session)
         self.ledger = Ledger(self._open_log, self.metrics, client_addresses=settings.log_client_address)
-        self._upstreams: dict[str, Upstream] = {}
+        self._pools: dict[str, Pool] = {}
         self.clients = Clients(self._edge())
         self.serving = False
 
@@ -65,15 +65,15 @@ class Serving:
     def sweep(self) -> None:
         """What is due now and then: deadlines, idle connections, keys that no longer count."""
         now = boot_ns()
-        self.clients.sweep(now)
+        self.clients.end_overdue(now)
         self.limiter.forget(now)
         self.clients.edge.gate.sweep(wall_ns())
-        for upstream in self._upstreams.values():
-            upstream.sweep(now)
+        for upstream in self._pools.values():
+            upstream.close_idle(now)
 
     def close(self) -> None:
         """Ends the log and what is left of connections."""
-        for upstream in self._upstreams.values():
+        for upstream in self._pools.values():
             upstream.close()
         self.clients.edge.gate.close()
         self.ledger.close()
@@ -84,13 +84,13 @@ class Serving:
         identities = Identities(load_key(settings.identity_key))
         public = documents(identities.jwks())
         gate = Gate(settings, settings.table(), self.replica, self.limiter, public, self.ledger.writable)
-        return Edge(settings, gate, self.ledger, identities, self.metrics, self._upstream)
+        return Edge(settings, gate, self.ledger, identities, self.metrics, self._pool)
 
-    def _upstream(self, origin: str) -> Upstream:
-        upstream = self._upstreams.get(origin)
+    def _pool(self, origin: str) -> Pool:
+        upstream = self._pools.get(origin)
         if upstream is None:
             settings = self.settings
-            upstream = self._upstreams[origin] = Upstream(
+            upstream = self._pools[origin] = Pool(
                 origin,
                 connections_max=settings.upstream_connections,
                 connect_seconds=settings.connect_seconds,

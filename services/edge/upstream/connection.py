@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import asyncio
 from enum import StrEnum
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import structlog
 from typing_extensions import override
 
 from services.edge.http.body import BodyReader, EndReader, response_reader
 from services.edge.http.head import HEAD_END, RESPONSE_HEAD_MAX, BadMessage, ResponseHead, check_lines, parse_response
+
+if TYPE_CHECKING:
+    from services.edge.upstream.pool import Pool
 
 _INTERIM_MAX = 16
 _log = structlog.get_logger()
@@ -28,7 +31,9 @@ class Failure(StrEnum):
 
 
 class Caller(Protocol):
-    """Who uses a connection. It is told of the response, in this order: head, body pieces, end; or of the failure."""
+    """Who uses a connection: serving's exchange, which lies above. It is told of the response, in this order: head, body
+    pieces, end; or of the failure.
+    """
 
     method: str
     request_done: bool
@@ -37,11 +42,15 @@ class Caller(Protocol):
     def waiting(self) -> bool:
         """Whether a connection is still of use."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether it can use a connection at full speed: its request is here, or as much of it as may wait."""
+
     def upstream_ready(self, connection: UpstreamConnection) -> None:
         """The connection is the caller's until the response's end."""
 
     def upstream_failed(self, failure: Failure, reason: str) -> None:
-        """There is no connection to be had, or what came is no response."""
+        """There is no connection to be had, or what came is no response, or no more one."""
 
     def upstream_lost(self) -> None:
         """The connection ended before the response did."""
@@ -62,36 +71,25 @@ class Caller(Protocol):
         """It is complete; the connection is no longer the caller's."""
 
 
-class Home(Protocol):
-    """Where a connection belongs."""
-
-    origin: str
-
-    def release(self, connection: UpstreamConnection) -> None:
-        """Takes it back whose exchange is complete."""
-
-    def lost(self, connection: UpstreamConnection) -> None:
-        """Forgets it: it is gone."""
-
-    def send(self, connection: UpstreamConnection, data: bytes) -> None:
-        """Has the connection `put` the bytes at the end of this turn of the event loop."""
-
-
 class UpstreamConnection(asyncio.Protocol):
-    """One connection to an upstream. `sent`: its caller's request may have reached the upstream, or some of it."""
+    """One connection to an upstream, from the attempt to make it.
 
-    def __init__(self, home: Home) -> None:
+    `reused`: it has served before. `sent`: its caller's request may have reached the upstream, or some of it.
+    """
+
+    def __init__(self, pool: Pool) -> None:
         self.caller: Caller | None = None
         self.reused = False
         self.sent = False
         self.idle_until_ns = 0
-        self._home = home
+        self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._reader: BodyReader | None = None
         self._keep_alive = False
         self._interim = 0
         self._held = False
+        self._full = False
 
     @property
     def usable(self) -> bool:
@@ -107,7 +105,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Sends bytes of the request, soon."""
-        self._home.send(self, data)
+        self._pool.send(self, data)
 
     def put(self, data: bytes) -> None:
         """Sends bytes now; not on a connection that by now is known to have ended."""
@@ -126,10 +124,11 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def abort(self) -> None:
-        """Drops the connection; its caller hears no more of it."""
+        """Drops the connection; its caller hears no more of it, and its place in the pool is free at once."""
         self.caller = None
         if self._transport is not None:
             self._transport.abort()
+        self._pool.lost(self)
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -140,7 +139,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the connection is gone."""
         self._transport = None
-        self._home.lost(self)
+        self._pool.lost(self)
         caller, self.caller = self.caller, None
         if caller is None:
             return
@@ -152,12 +151,14 @@ class UpstreamConnection(asyncio.Protocol):
     @override
     def pause_writing(self) -> None:
         """asyncio: too much waits to be sent."""
+        self._full = True
         if self.caller is not None:
             self.caller.upstream_full(full=True)
 
     @override
     def resume_writing(self) -> None:
         """asyncio: enough has been sent."""
+        self._full = False
         if self.caller is not None:
             self.caller.upstream_full(full=False)
 
@@ -169,14 +170,17 @@ class UpstreamConnection(asyncio.Protocol):
         except BadMessage as error:
             self._failed(str(error))
         except Exception:
-            _log.exception("a response could not be handled", upstream=self._home.origin)
+            _log.exception("a response could not be handled", upstream=self._pool.origin)
             self._failed("internal")
 
     def _received(self, data: bytes) -> None:
         while data:
-            if self.caller is None:
-                # Nobody asked for it: the connection is out of step.
+            if self.caller is None or not self.sent:
+                # Nobody asked for it, or not yet: whose answer it is can't be known.
+                caller = self.caller
                 self.abort()
+                if caller is not None:
+                    caller.upstream_lost()
                 return
             data = self._head(data) if self._reader is None else self._body(self._reader, data)
 
@@ -201,19 +205,24 @@ class UpstreamConnection(asyncio.Protocol):
         length = 0 if head.bodiless else head.framing.length
         if head.status < 200:
             self._interim += 1
-        elif len(rest) == length:
+            return rest
+        if len(rest) == length:
             # Most are small and come in one piece.
             self._give_back(caller, keep=head.keep_alive)
             caller.response(head, rest)
-            return b""
         else:
             self._begin(caller, head, rest)
-        return rest
+        return b""
 
     def _begin(self, caller: Caller, head: ResponseHead, rest: bytes) -> None:
+        reader = response_reader(head.framing, bodiless=head.bodiless)
+        # Before anybody hears of the head: what came with it may show that it is no response.
+        body, rest = reader.feed(rest)
+        self._reader = reader
         self._keep_alive = head.keep_alive
-        reader = self._reader = response_reader(head.framing, bodiless=head.bodiless)
         caller.response_head(head)
+        if body and self.caller is not None:
+            caller.response_body(body)
         if reader.done:
             self._end(rest)
 
@@ -223,7 +232,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.caller.response_body(body)
         if reader.done:
             self._end(rest)
-        return rest
+        return b""
 
     def _end(self, rest: bytes) -> None:
         caller = self.caller
@@ -234,22 +243,18 @@ class UpstreamConnection(asyncio.Protocol):
         caller.response_end()
 
     def _give_back(self, caller: Caller, *, keep: bool) -> None:
-        """Frees the connection for others, if it can serve them."""
+        """Frees the connection for others, if it can serve them: not while it has yet to send what nobody reads."""
         self.caller = None
-        if keep and caller.request_done:
+        self.reused = True
+        if keep and caller.request_done and not self._full:
             if self._held:
                 self.hold(hold=False)
-            self._home.release(self)
+            self._pool.release(self)
         else:
             self.abort()
 
     def _failed(self, reason: str) -> None:
         caller = self.caller
-        begun = self._reader is not None
         self.abort()
-        if caller is None:
-            return
-        if begun:
-            caller.upstream_lost()
-        else:
+        if caller is not None:
             caller.upstream_failed(Failure.malformed, reason)

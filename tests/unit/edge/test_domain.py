@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.edge.domain import KeyState, Limits, Outcome, OwnerState, decide, metered, problem
+from services.edge.domain import KeyState, Limits, Outcome, OwnerState, decide, decision, metered, problem
 from shared.events.requests import Decision
 
 HASH, OLD, OTHER = b"h" * 32, b"o" * 32, b"x" * 32
@@ -56,7 +56,7 @@ def test_a_good_key_is_allowed() -> None:
 
 def test_every_outcome_is_metered_exactly_if_it_is_a_decision_of_request_events() -> None:
     decisions = set(get_args(Decision))
-    assert {outcome.value for outcome in Outcome if metered(outcome)} == decisions
+    assert {decision(outcome) for outcome in Outcome if metered(outcome)} == decisions
 
 
 def test_every_refusal_has_a_problem_and_allowed_has_none() -> None:
@@ -73,6 +73,7 @@ def test_every_refusal_has_a_problem_and_allowed_has_none() -> None:
         Outcome.forbidden: (403, "permission_missing"),
         Outcome.address_refused: (403, "address_refused"),
         Outcome.rate_limited: (429, "rate_limited"),
+        Outcome.too_many_open: (429, "too_many_open"),
         Outcome.not_ready: (503, "not_ready"),
     }
     with pytest.raises(KeyError):
