@@ -27,7 +27,7 @@ _METERED = {**CALL, "request_id": "4bf92f3577b34da6a3ce929d0e0e4736", "decision"
 
 
 class ApiCall(BaseModel):
-    """A call made with the key (API documentation, Get API Key Details: `usage[]`); `response_time` is in seconds."""
+    """A call made with the key; `response_time` is in seconds."""
 
     model_config = example(CALL)
 

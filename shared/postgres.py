@@ -22,7 +22,8 @@ Pool = AsyncConnectionPool[Connection]
 MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 7_316_001
 _OPTIONS = "-c idle_in_transaction_session_timeout=5s -c lock_timeout=5s -c statement_timeout=%dms"
-_STATEMENT = 30.0
+BATCH_STATEMENT = 30.0
+"""How long (s) a statement on thousands of rows may take, of a consumer or a leader."""
 # A host that vanished is found out within about ten seconds; the kernel's own patience is a quarter of an hour.
 _SOCKET = {
     "connect_timeout": 3,
@@ -43,13 +44,11 @@ AWAY: tuple[type[BaseException], ...] = (
 
 
 @asynccontextmanager
-async def open_pool(
-    dsn: str, *, size: int = 8, wait: float = 3.0, statement: float = _STATEMENT
-) -> AsyncIterator[Pool]:
+async def open_pool(dsn: str, *, size: int = 8, wait: float = 3.0, statement: float = 4.0) -> AsyncIterator[Pool]:
     """A pool of at most `size` connections; a caller waits at most `wait` seconds for one. Opens without the database.
 
-    The server ends a statement after `statement` seconds. What is shorter than the transactions' limit leaves nothing
-    running there that nobody waits for any more.
+    The server ends a statement after `statement` seconds. That is less than `transaction` gives, so that nothing goes on
+    there that nobody waits for any more.
     """
     pool: Pool = AsyncConnectionPool(
         dsn,
@@ -115,7 +114,7 @@ async def transaction(pool: Pool, *, longest: float = 5.0) -> AsyncIterator[Conn
 
 async def connect(dsn: str, *, idle_session_timeout: str | None = None) -> Connection:
     """A connection of one's own, in autocommit: for LISTEN and session locks. Raises one of `AWAY`."""
-    options = _options(_STATEMENT) + (
+    options = _options(BATCH_STATEMENT) + (
         f" -c idle_session_timeout={idle_session_timeout}" if idle_session_timeout else ""
     )
     return await Connection.connect(dsn, autocommit=True, row_factory=dict_row, options=options, **_SOCKET)

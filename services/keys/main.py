@@ -16,7 +16,7 @@ from services.keys.settings import Settings
 from shared.events.keys import UNLIMITED
 from shared.eventstore import Meta, NewEvent, handle, reserve_id
 from shared.ids import Secret
-from shared.postgres import MIGRATIONS, Connection, migrate, open_pool, transaction
+from shared.postgres import BATCH_STATEMENT, MIGRATIONS, Connection, migrate, open_pool, transaction
 from shared.process import run_role, until_signalled
 from shared.telemetry import internal_server
 
@@ -55,7 +55,7 @@ async def _worker(settings: Settings) -> None:
     from shared.relay.loop import Relay
 
     relay = Relay(settings, settings.database, PUBLICATION)
-    async with open_pool(settings.database, size=2) as pool:
+    async with open_pool(settings.database, size=2, statement=BATCH_STATEMENT) as pool:
         consumer = usage_consumer(settings, pool)
         checks = relay.checks() | consumer.checks()
         async with internal_server(settings.internal_host, settings.internal_port, checks):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from services.stats.settings import Settings
-from shared.postgres import MIGRATIONS, migrate, open_pool
+from shared.postgres import BATCH_STATEMENT, MIGRATIONS, migrate, open_pool
 from shared.process import run_role, until_signalled
 from shared.telemetry import internal_server
 
@@ -34,7 +34,7 @@ async def _api(settings: Settings) -> None:
 async def _worker(settings: Settings) -> None:
     from services.stats.worker import consumer
 
-    async with open_pool(settings.database, size=2) as pool:
+    async with open_pool(settings.database, size=2, statement=BATCH_STATEMENT) as pool:
         taking_in = consumer(settings, pool)
         async with internal_server(settings.internal_host, settings.internal_port, taking_in.checks()):
             await until_signalled(taking_in.run)

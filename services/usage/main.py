@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from services.usage.settings import Settings
-from shared.postgres import MIGRATIONS, migrate, open_pool
+from shared.postgres import BATCH_STATEMENT, MIGRATIONS, migrate, open_pool
 from shared.process import run_role, until_signalled
 from shared.telemetry import internal_server
 
@@ -36,7 +36,7 @@ async def _worker(settings: Settings) -> None:
     from services.usage.worker import Publisher, request_consumer
 
     publisher = Publisher(settings)
-    async with open_pool(settings.database, size=2) as pool:
+    async with open_pool(settings.database, size=2, statement=BATCH_STATEMENT) as pool:
         consumer = request_consumer(settings, pool)
         checks = consumer.checks() | publisher.checks()
         async with internal_server(settings.internal_host, settings.internal_port, checks):

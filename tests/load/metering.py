@@ -14,7 +14,7 @@ from services.usage.domain import count
 from shared.events.requests import decode_request
 from shared.events.topics import REQUEST_EVENTS
 from shared.kafka import Producer, ensure_topics
-from shared.postgres import open_pool
+from shared.postgres import BATCH_STATEMENT, open_pool
 from shared.settings import Base
 from tests.integration.usage.processes import Service
 from tests.integration.usage.traffic import Log, ship
@@ -113,7 +113,7 @@ def _plain(servers: Servers, values: Sequence[bytes]) -> float:
 
 
 async def _copy(database: str, values: Sequence[bytes]) -> float:
-    async with open_pool(database, size=1, wait=30) as pool:
+    async with open_pool(database, size=1, wait=30, statement=BATCH_STATEMENT) as pool:
         async with pool.connection() as connection:
             await connection.execute("SELECT 1")
         began = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from pathlib import Path
 
 import psycopg
@@ -106,6 +107,22 @@ async def test_a_connection_that_breaks_within_a_transaction_is_unavailable(data
                 await eventually(lambda: _broken(connection.execute("SELECT 1")))
                 await connection.execute("SELECT 1")
     assert await _query(database, "SELECT FROM pg_tables WHERE tablename = 'a'") == []
+
+
+async def test_a_statement_ends_before_its_transaction_is_given_up(database: str) -> None:
+    """On the server too: nothing goes on there for somebody who has had an answer."""
+    sleeping = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query = 'SELECT pg_sleep(60)'"
+    limit = inspect.signature(transaction).parameters["longest"].default
+    async with open_pool(database) as pool, transaction(pool) as connection:
+        query = "SELECT setting::int FROM pg_settings WHERE name = 'statement_timeout'"
+        [row] = await (await connection.execute(query)).fetchall()
+        assert row["setting"] <= limit * 1000 - 500
+    async with open_pool(database, statement=0.1) as pool:
+        with pytest.raises(Unavailable) as told:
+            async with transaction(pool) as connection:
+                await connection.execute("SELECT pg_sleep(60)")
+        assert isinstance(told.value.__cause__, psycopg.errors.QueryCanceled)
+        assert await _query(database, f"{sleeping} AND state = 'active'") == []
 
 
 async def _broken(asking: object) -> bool:
