@@ -56,11 +56,12 @@ class LogMark:
     changed: bool = False
 
     def take(self, sequence: int, previous: int) -> bool:
-        """Whether the record is new; the mark moves if it is."""
+        """Whether the record is new; the mark moves if it is, and its gaps may close if it is not."""
         if self.gone:
             return False
-        new, self.mark = take(self.mark, sequence, previous)
-        self.changed |= new
+        held = self.mark
+        new, self.mark = take(held, sequence, previous)
+        self.changed |= held != self.mark
         return new
 
     def close(self, sequence: int, previous: int) -> None:

@@ -96,6 +96,28 @@ def test_late_record_splits_its_gap_by_its_predecessor() -> None:
     assert take(mark, 30, 3) == (True, Mark(40))
 
 
+def test_what_a_disk_lost_is_waited_for_no_longer_when_its_successor_comes_again() -> None:
+    mark = Mark(40, ((3, 10), (20, 30)))
+    assert take(mark, 35, 20) == (False, Mark(40, ((3, 10),)))
+    assert take(mark, 35, 25) == (False, Mark(40, ((3, 10), (20, 25))))
+    assert take(mark, 41, 1) == (True, Mark(41))
+    assert take(mark, 25, 5) == (True, Mark(40, ((3, 5), (25, 30))))
+    assert close(mark, 50, 3) == Mark(50)
+
+
+@given(logs(), st.data())
+def test_whatever_is_lost_for_good_no_gap_stays_when_the_rest_was_sent_again(
+    log: list[Pair], data: st.DataObject
+) -> None:
+    before, mark = taken(data.draw(st.lists(st.sampled_from(log))))
+    lost = data.draw(st.sets(st.sampled_from(log)))
+    left = records([sequence for sequence, _ in log if (sequence, _) not in lost])
+    after, mark = taken(left, mark)
+    assert sorted(before + after) == sorted(set(before) | {sequence for sequence, _ in left})
+    mark = close(mark, log[-1][0] + 1, left[-1][0] if left else -1)
+    assert mark == Mark(log[-1][0] + 1)
+
+
 def test_log_that_sent_nothing_to_a_partition_closes_without_a_gap() -> None:
     assert close(START, 9, -1) == Mark(9)
 
