@@ -6,17 +6,21 @@ A sync that failed is final: the kernel may have dropped what it could not write
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from pathlib import Path
 
 from services.edge.disk import sync_directory
 
 
 class Syncer:
-    """Owns the file descriptors of a log and makes its data durable within `interval` seconds of `wrote`.
+    """Owns the file descriptors of a log and makes its data durable within `interval` seconds of `wrote` and one sync.
 
-    `interval` 0: in `wrote` itself. `failure` is set once and for all when a sync has failed.
+    Syncs begin `interval` apart, and what is written during one is in the next; so where a sync takes longer than the
+    interval, the bound is two syncs. At a new segment a sync is of both files and their directory. `interval` 0: in
+    `wrote` itself. `failure` is set once and for all when a sync has failed.
     """
 
     def __init__(self, directory: Path, lock: int, fd: int, interval: float) -> None:
@@ -56,9 +60,11 @@ class Syncer:
             self._thread.join()
 
     def _run(self) -> None:
+        began = -math.inf
         while self.failure is None and not self._over.is_set():
             self._dirty.wait()
-            self._over.wait(self._interval)
+            self._over.wait(max(0.0, began + self._interval - time.monotonic()))
+            began = time.monotonic()
             # Cleared before the sync: what is written during it must be synced again.
             self._dirty.clear()
             self._sync()

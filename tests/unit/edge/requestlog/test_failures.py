@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -305,6 +306,41 @@ def test_with_an_interval_everything_is_synced_soon_and_once_more_at_the_end(
     write(log, record(30))
     log.close()
     assert all_synced() and len(synced) > 1
+
+
+def test_what_is_written_is_on_disk_an_interval_and_one_sync_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what is written when a sync has just begun, on a disk whose syncs take most of the interval."""
+    interval, sync = 0.2, 0.15
+    log = begin(tmp_path, sync_interval=interval)
+    begun, done = threading.Event(), threading.Semaphore(0)
+    synced = 0
+    real = os.fdatasync
+
+    def slow(fd: int) -> None:
+        nonlocal synced
+        size = os.fstat(fd).st_size
+        begun.set()
+        real(fd)
+        time.sleep(sync)
+        synced = size
+        done.release()
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    path = log.path / segment_name(0)
+    late: list[float] = []
+    for number in range(5):
+        begun.clear()
+        write(log, record(2 * number))
+        assert begun.wait(10)
+        write(log, record(2 * number + 1))
+        written, there = time.monotonic(), path.stat().st_size
+        while synced < there:
+            assert done.acquire(timeout=10)
+        late.append(time.monotonic() - written - interval - sync)
+    assert sorted(late)[2] < 0.06, "but for moments in which the machine was busy"
+    log.close()
 
 
 def open_files() -> int:
