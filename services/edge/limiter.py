@@ -31,7 +31,8 @@ LONGEST = WINDOWS[-1][1]
 NEVER = 1 << 62
 
 Policy = tuple[str, int, int, int, int]
-Dump = Mapping[int, Sequence[Sequence[tuple[int, int]]]]
+Buckets = Sequence[Sequence[tuple[int, int]]]
+Dump = Mapping[int, Buckets]
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
@@ -120,6 +121,7 @@ class Limiter:
     def __init__(self) -> None:
         self._keys: dict[int, tuple[_Window, ...]] = {}
         self._sweep: Iterator[int] = iter(())
+        self._recallable: list[tuple[Dump, int, int]] = []
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -153,7 +155,7 @@ class Limiter:
 
     def peek(self, key_id: int, limits: Limits, now_ns: int) -> Verdict:
         """What `admit` would see, consuming nothing: `allowed` whether it would admit, `remaining` before it did."""
-        windows = self._keys.get(key_id) or self._fresh()
+        windows = self._keys.get(key_id) or self._recalled(key_id)
         bounds = (limits.minute, limits.hour, limits.day)
         for window in windows:
             window.drop(now_ns)
@@ -176,6 +178,7 @@ class Limiter:
         if not batch:
             self._sweep = iter(tuple(self._keys))
             batch = tuple(islice(self._sweep, keys))
+        self._recallable = [each for each in self._recallable if each[2] + LONGEST > now_ns]
         for key_id in batch:
             windows = self._keys.get(key_id, ())
             for window in windows:
@@ -185,26 +188,60 @@ class Limiter:
 
     def dump(self) -> Dump:
         """Every key's buckets, per window as (last admission, count): what `load` takes."""
-        return {
-            key_id: tuple(tuple(zip(window.lasts, window.counts, strict=True)) for window in windows)
-            for key_id, windows in self._keys.items()
-        }
+        for dump, _, _ in self._recallable:
+            for key_id in dump:
+                if key_id not in self._keys:
+                    self._open(key_id)
+        return {key_id: _buckets(windows) for key_id, windows in self._keys.items()}
 
     def load(self, dump: Dump, *, shift_ns: int = 0, now_ns: int | None = None) -> None:
         """Adds a dump to what is held, its times shifted by `shift_ns` (another boot's clock) but never beyond `now_ns`."""
         for key_id, dumped in dump.items():
-            for window, buckets in zip(self._keys.get(key_id) or self._open(key_id), dumped, strict=True):
-                for last, count in buckets:
-                    at = last + shift_ns
-                    window.add(at if now_ns is None else min(at, now_ns), count)
+            _add(self._keys.get(key_id) or self._open(key_id), dumped, shift_ns, now_ns)
+
+    def load_later(self, dump: Dump, *, shift_ns: int, now_ns: int) -> None:
+        """Like `load`, but each key's buckets are taken when the key is first asked for: a million keys cost nothing now.
+
+        Forgotten a day after `now_ns`.
+        """
+        for key_id in self._keys:
+            if key_id in dump:
+                _add(self._keys[key_id], dump[key_id], shift_ns, now_ns)
+        self._recallable.append((dump, shift_ns, now_ns))
+
+    def merge(self, other: Limiter, *, shift_ns: int, now_ns: int) -> None:
+        """Like `load` of what another limiter holds, which is used up by this."""
+        for key_id, windows in other._keys.items():
+            if not shift_ns and key_id not in self._keys and not any(key_id in dump for dump, _, _ in self._recallable):
+                self._keys[key_id] = windows
+            else:
+                _add(self._keys.get(key_id) or self._open(key_id), _buckets(windows), shift_ns, now_ns)
 
     def _open(self, key_id: int) -> tuple[_Window, ...]:
-        windows = self._keys[key_id] = self._fresh()
+        windows = self._keys[key_id] = self._recalled(key_id)
+        return windows
+
+    def _recalled(self, key_id: int) -> tuple[_Window, ...]:
+        windows = self._fresh()
+        for dump, shift_ns, now_ns in self._recallable:
+            if key_id in dump:
+                _add(windows, dump[key_id], shift_ns, now_ns)
         return windows
 
     @staticmethod
     def _fresh() -> tuple[_Window, ...]:
         return tuple(_Window(name, span, step) for name, span, step in WINDOWS)
+
+
+def _buckets(windows: Sequence[_Window]) -> Buckets:
+    return tuple(tuple(zip(window.lasts, window.counts, strict=True)) for window in windows)
+
+
+def _add(windows: Sequence[_Window], dumped: Buckets, shift_ns: int, now_ns: int | None) -> None:
+    for window, buckets in zip(windows, dumped, strict=True):
+        for last, count in buckets:
+            at = last + shift_ns
+            window.add(at if now_ns is None else min(at, now_ns), count)
 
 
 Bounds = tuple[int | None, int | None, int | None]

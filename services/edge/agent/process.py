@@ -18,6 +18,7 @@ from services.edge.agent.follower import Follower
 from services.edge.agent.marks import MarkReader
 from services.edge.agent.retention import Retention
 from services.edge.agent.shipper import Shipper, first_of
+from services.edge.agent.snapshots import Snapshots
 from services.edge.agent.status import StatusPublisher
 from services.edge.replica.writer import PartitionsChangedError, ReplicaWriter
 from services.edge.settings import EdgeSettings
@@ -61,11 +62,12 @@ class Agent:
         self.follower.changed = self.status.wake
         self.shipper = Shipper(settings, settings.logs_path)
         self.marks = MarkReader(settings, settings.logs_path, self.shipper)
-        self.retention = Retention(self.shipper, settings.keep_seconds)
+        self.snapshots = Snapshots(settings.logs_path)
+        self.retention = Retention(self.shipper, self.snapshots, settings.keep_seconds)
 
     async def run(self, stop: asyncio.Event) -> None:
         """All parts side by side; a part that fails ends the process, and its parent starts it anew."""
-        parts = (self.follower, self.status, self.shipper, self.marks, self.retention)
+        parts = (self.follower, self.status, self.shipper, self.marks, self.snapshots, self.retention)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(part.run()) for part in parts]

@@ -13,10 +13,11 @@ import time
 import structlog
 
 from services.edge.agent.shipper import Shipper
+from services.edge.agent.snapshots import Snapshots
 from services.edge.agent.tail import Tail
 from services.edge.clock import SECOND, boot_ns, wall_ns
-from services.edge.requestlog.reader import LogReader, LogUnreadableError, Position
-from services.edge.requestlog.snapshot import outlived, snapshot
+from services.edge.requestlog.reader import LogReader, LogUnreadableError
+from services.edge.requestlog.snapshot import outlived
 
 _EVERY = 1.0
 _LOOK_EVERY = 600.0
@@ -27,8 +28,9 @@ _log = structlog.get_logger()
 class Retention:
     """Clears up after a shipper, for as long as `run` runs. `keep`: seconds that a segment is kept after it was covered."""
 
-    def __init__(self, shipper: Shipper, keep: float) -> None:
+    def __init__(self, shipper: Shipper, snapshots: Snapshots, keep: float) -> None:
         self._shipper = shipper
+        self._snapshots = snapshots
         self._keep = keep
         self._looked: dict[str, float] = {}
         self.deleted = 0
@@ -46,11 +48,12 @@ class Retention:
 
     async def _clear(self, tail: Tail) -> None:
         firsts = tail.deletable(time.monotonic(), self._keep)
+        firsts = [first for first in firsts if self._snapshots.cover(tail.id, tail.segments[first].after)]
         if firsts:
-            await asyncio.to_thread(_delete, tail.reader, firsts, tail.segments[firsts[-1]].after)
+            await asyncio.to_thread(_delete, tail.reader, firsts)
             tail.forget(firsts)
             self.deleted += len(firsts)
-        elif tail.done and not tail.segments and self._due(tail.id) and _over(tail.reader):
+        elif tail.done and not tail.segments and self._due(tail.id) and await asyncio.to_thread(_over, tail.reader):
             tail.reader.remove()
             del self._shipper.tails[tail.id]
             del self._looked[tail.id]
@@ -63,8 +66,7 @@ class Retention:
         return due
 
 
-def _delete(reader: LogReader, firsts: list[int], after: Position) -> None:
-    snapshot(reader, after)
+def _delete(reader: LogReader, firsts: list[int]) -> None:
     for first in firsts:
         reader.delete_segment(first)
 

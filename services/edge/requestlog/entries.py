@@ -1,5 +1,10 @@
 """What the bytes of a request log say, as a function of them and of the place where they begin. Pure; apart from the reader,
 which knows of files, so that the rules of damage and of `previous` stand alone.
+
+The rule of damage: what can't be read does not exist. A record's `previous` names the last record of its partition that
+could be read, across segments too, whatever the next header says was written: nobody who waits for a record that is lost
+would ever get it. So damage opens no gap, every intact record is shipped, and the log can be closed; the damage itself is
+told by `Position.damaged`.
 """
 
 from __future__ import annotations
@@ -83,7 +88,8 @@ def parse(
             elif kind == NOTE:
                 items.append(_decode_note(content))
             elif kind == HEADER:
-                lasts, expected = list(_decode_header(content).lasts), ordinal
+                _decode_header(content)
+                expected = ordinal
         except msgspec.DecodeError:
             damaged += 1
     return items, Position(segment, offset + passed, expected, tuple(lasts), damaged)

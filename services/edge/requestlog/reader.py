@@ -10,26 +10,15 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from services.edge.disk import sync_directory
+from services.edge.requestlog import slots
 from services.edge.requestlog.entries import Batch, Entry, Position, parse
-from services.edge.requestlog.format import (
-    FORMAT,
-    HEADER,
-    SNAPSHOT,
-    Header,
-    Note,
-    Partitions,
-    frames,
-    is_damage,
-    pack,
-    segment_name,
-)
+from services.edge.requestlog.format import FORMAT, HEADER, Header, Note, Partitions, frames, is_damage, segment_name
+from services.edge.requestlog.slots import Snapshot
 
 __all__ = ["Batch", "Entry", "LogReader", "LogUnreadableError", "Position", "Snapshot", "logs"]
 
@@ -39,22 +28,6 @@ _LOG_NAME = re.compile(r"[0-9a-f]{32}")
 _SEGMENT_NAME = re.compile(r"(\d{20})\.log")
 
 _decode_header = msgspec.msgpack.Decoder(Header).decode
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """The limiter's fold of a log up to `position`: by key and window the (last admission, count) of each sub-bucket.
-
-    Times are on the boot clock of `header.boot_id`; with `wall_offset_ns` added, on the wall clock.
-    """
-
-    header: Header
-    position: Position
-    wall_offset_ns: int
-    counts: Mapping[int, Sequence[Sequence[tuple[int, int]]]]
-
-
-_decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
-_encode = msgspec.msgpack.Encoder().encode
 
 
 class LogUnreadableError(Exception):
@@ -69,7 +42,7 @@ def logs(directory: Path) -> list[LogReader]:
 
 
 class LogReader:
-    """Reads one log. It keeps no position: any number of readings may go on side by side."""
+    """Reads one log. It keeps no position: any number of readings may go on side by side. All may raise `OSError`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -109,13 +82,16 @@ class LogReader:
         return True
 
     def start(self) -> Position:
-        """The beginning of what is left of the log; the snapshot's position when no segment is."""
-        segments = self.segments()
-        if segments:
-            header = _read_header(self.path / segment_name(segments[0]))
-            return Position(segments[0], 0, segments[0], header.lasts if header else self._lasts_before(segments[0]))
-        snapshot = self.snapshot()
-        return snapshot.position if snapshot else Position(0, 0, 0, self._lasts_before(0))
+        """The beginning of what is left of the log; the snapshot's position when no segment is.
+
+        What could be read of the records before it, which are gone, the snapshot knows, without which none was deleted. (A
+        header says what was written, which may be more.)
+        """
+        segments, snapshot = self.segments(), slots.newest(self.path, counts=False)
+        if not segments:
+            return snapshot.position if snapshot else Position(0, 0, 0, self._nothing())
+        first = segments[0]
+        return Position(first, 0, first, (snapshot.starts.get(first) if snapshot else None) or self._nothing())
 
     def read(self, position: Position, limit: int = READ_BYTES) -> Batch:
         """The records from `position` on, of about `limit` bytes."""
@@ -123,7 +99,7 @@ class LogReader:
         return Batch([item for item in items if isinstance(item, Entry)], position)
 
     def scan(self, position: Position, limit: int = READ_BYTES) -> tuple[list[Entry | Note], Position]:
-        """Like `read`, with the notes in their places."""
+        """Like `read`, with the notes in their places. What it gives is all of one segment, that of the new position."""
         while True:
             # Asked in this order: with a segment after it or without a writer, what is read now of this one is all.
             ended = self.ended()
@@ -149,21 +125,11 @@ class LogReader:
 
     def snapshot(self) -> Snapshot | None:
         """The limiter's snapshot of the log; None when there is none, or none that can be read."""
-        try:
-            frame = next(frames((self.path / "snapshot").read_bytes()), None)
-            return _decode_snapshot(frame.content) if frame and frame.content else None
-        except (OSError, msgspec.DecodeError):
-            return None
+        return slots.newest(self.path)
 
     def save(self, snapshot: Snapshot) -> None:
-        """Replaces the snapshot, atomically and durably. Raises `OSError`."""
-        new = self.path / "snapshot.new"
-        with new.open("wb") as file:
-            file.write(pack(SNAPSHOT, 0, _encode(snapshot)))
-            file.flush()
-            os.fdatasync(file.fileno())
-        new.replace(self.path / "snapshot")
-        sync_directory(self.path)
+        """Makes this the snapshot, atomically and durably. Raises `OSError`, and the one before is then still there."""
+        slots.write(self.path, snapshot)
 
     def delete_segment(self, segment: int) -> None:
         """Deletes a segment. `ValueError` when it may be written to yet, or when no snapshot covers its admissions."""
@@ -172,7 +138,7 @@ class LogReader:
             return
         if segment == segments[-1] and not self.ended():
             raise ValueError(f"segment {segment} of log {self.id} is being written")
-        snapshot = self.snapshot()
+        snapshot = slots.newest(self.path, counts=False)
         if snapshot is None or not self._covers(snapshot.position, segment):
             raise ValueError(f"segment {segment} of log {self.id} is not covered by a snapshot")
         (self.path / segment_name(segment)).unlink()
@@ -186,12 +152,8 @@ class LogReader:
         self.path.rename(hidden)
         shutil.rmtree(hidden, ignore_errors=True)
 
-    def _lasts_before(self, segment: int) -> tuple[int, ...]:
-        """The partitions' last ordinals before a segment, as the snapshot tells, without which none before it was deleted;
-        -1 for those of which it only knows later ones."""
-        snapshot = self.snapshot()
-        lasts = snapshot.position.lasts if snapshot else (-1,) * self.header.partitions
-        return tuple(last if last < segment else -1 for last in lasts)
+    def _nothing(self) -> tuple[int, ...]:
+        return (-1,) * self.header.partitions
 
     def _covers(self, position: Position, segment: int) -> bool:
         return position.segment > segment or (position.segment == segment and self._exhausted(position, segment))

@@ -144,6 +144,11 @@ class OneKey(RuleBasedStateMachine):
         self.limiter = loaded(self.limiter.dump())
 
     @rule()
+    def restarts_and_recalls_its_keys_one_by_one(self) -> None:
+        dump, self.limiter = self.limiter.dump(), Limiter()
+        self.limiter.load_later(dump, shift_ns=0, now_ns=self.now)
+
+    @rule()
     def forgets(self) -> None:
         self.limiter.forget(self.now)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import tempfile
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -25,6 +24,7 @@ from services.edge.requestlog.snapshot import snapshot
 from services.edge.requestlog.writer import RequestLog
 from shared.consumer import marks as taking
 from shared.events.requests import LogClosed, decode_request
+from tests.unit.edge.agent.models import SmallBatch, UsagePartition
 from tests.unit.edge.logs import record
 
 PARTITIONS = 3
@@ -100,30 +100,6 @@ def test_segments_go_in_order_and_only_after_their_time(times: list[float | None
         assert blocking is None or 100.0 - blocking < keep
 
 
-class _Batch:
-    """As much of aiokafka's batch builder as a lane uses."""
-
-    def __init__(self, capacity: int) -> None:
-        self.records: list[bytes] = []
-        self._capacity = capacity
-
-    def append(self, *, value: bytes, **_: object) -> object | None:
-        if len(self.records) == self._capacity:
-            return None
-        self.records.append(value)
-        return self
-
-
-@dataclass
-class _Usage:
-    """One partition at the usage service."""
-
-    mark: taking.Mark = taking.START
-    closed: bool = False
-    next_offset: int = 0
-    taken: list[int] = field(default_factory=list)
-
-
 class Shipping(RuleBasedStateMachine):
     """A serving process, an agent that dies, a broker that loses its tail, and a usage service that goes back in time."""
 
@@ -137,7 +113,7 @@ class Shipping(RuleBasedStateMachine):
         self.written = 0
         self.open = True
         self.kafka: list[list[bytes]] = [[] for _ in range(PARTITIONS)]
-        self.usage = [_Usage() for _ in range(PARTITIONS)]
+        self.usage = [UsagePartition() for _ in range(PARTITIONS)]
         self.first_sent: dict[str, bytes] = {}
         self.told: dict[int, Mark] = {}
         self.now = 0.0
@@ -182,7 +158,7 @@ class Shipping(RuleBasedStateMachine):
     @rule(number=st.integers(0, PARTITIONS - 1), capacity=st.integers(1, 9), answered=st.booleans())
     def send(self, number: int, capacity: int, answered: bool) -> None:
         """Kafka takes a batch; the acknowledgement may not come, and then the same records go again."""
-        lane, batch = self.lanes[number], _Batch(capacity)
+        lane, batch = self.lanes[number], SmallBatch(capacity)
         if not lane.load(batch):  # type: ignore[bad-argument-type]
             return
         for value in batch.records:
@@ -201,7 +177,7 @@ class Shipping(RuleBasedStateMachine):
     @rule(number=st.integers(0, PARTITIONS - 1))
     def fail(self, number: int) -> None:
         lane = self.lanes[number]
-        lane.load(_Batch(3))  # type: ignore[bad-argument-type]
+        lane.load(SmallBatch(3))  # type: ignore[bad-argument-type]
         lane.restore()
 
     @rule()
@@ -221,16 +197,8 @@ class Shipping(RuleBasedStateMachine):
         usage = self.usage[number]
         for value in self.kafka[number][usage.next_offset :][:count]:
             usage.next_offset += 1
-            if value == FOREIGN:
-                continue
-            event = decode_request(value)
-            if event.type == LogClosed.TYPE:
-                usage.mark = taking.close(usage.mark, event.data.sequence, event.data.previous)
-                usage.closed = True
-                continue
-            new, usage.mark = taking.take(usage.mark, event.data.sequence, event.data.previous)
-            if new:
-                usage.taken.append(event.data.sequence)
+            if value != FOREIGN:
+                usage.consume(value)
 
     @rule(number=st.integers(0, PARTITIONS - 1))
     def tell_marks(self, number: int) -> None:

@@ -9,6 +9,7 @@ import pytest
 from services.edge.domain import Limits
 from services.edge.limiter import LONGEST, SECOND, Limiter
 from services.edge.requestlog import snapshot as requestlog_fold
+from services.edge.requestlog.format import frames
 from services.edge.requestlog.reader import Entry, LogReader, Position
 from services.edge.requestlog.snapshot import Fold, outlived, restore, snapshot
 from services.edge.requestlog.writer import Note
@@ -120,7 +121,9 @@ def test_a_snapshot_that_can_not_be_read_is_none(tmp_path: Path, damage: bytes |
     reader, _ = rolled(tmp_path)
     snapshot(reader, everything(reader)[1])
     path = reader.path / "snapshot"
-    path.write_bytes(path.read_bytes()[:-1] + b"\xff" if damage is None else damage)
+    data = path.read_bytes()
+    end = list(frames(data))[-1].end
+    path.write_bytes(data[: end - 1] + b"\xff" + data[end:] if damage is None else damage)
     assert reader.snapshot() is None
     assert Fold(reader).position == reader.start()
 
