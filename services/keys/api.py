@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import httpx2
 import structlog
 from fastapi import APIRouter, Depends, Response
-from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, TypeAdapter, model_validator
 
 from services.keys import domain, store
 from services.keys.domain import Key, NewSecret, Wanted
@@ -160,7 +160,9 @@ class CreatedApiKey(BaseModel):
     usage_count: int
 
 
+Answer = TypeVar("Answer")
 _CALLS = TypeAdapter(list[ApiCall])
+_REQUESTS = TypeAdapter(MeteredRequestList)
 
 
 class ApiKeyDetails(ApiKey):
@@ -240,8 +242,8 @@ async def get_key(key_id: KeyId, caller: Caller, ctx: Ctx, response: Response) -
     found = await _visible(ctx, caller, key_id)
     calls: list[ApiCall] = []
     try:
-        calls = _CALLS.validate_python(await _ask_usage(ctx, caller, f"/keys/{key_id}/calls", {"limit": 100}))
-    except (Problem, ValidationError):
+        calls = await _ask_usage(ctx, caller, f"/keys/{key_id}/calls", {"limit": 100}, _CALLS)
+    except Problem:
         response.headers["Keyledger-Missing"] = "usage"
     shown = _out(found.key, found.usage_count, found.last_used)
     return ApiKeyDetails(**shown.model_dump(), usage=calls)
@@ -251,8 +253,7 @@ async def get_key(key_id: KeyId, caller: Caller, ctx: Ctx, response: Response) -
 async def get_key_usage(key_id: KeyId, caller: Caller, ctx: Ctx, page: RequestPaged) -> MeteredRequestList:
     """All metered requests of the key, newest first."""
     await _visible(ctx, caller, key_id)
-    found = await _ask_usage(ctx, caller, f"/keys/{key_id}/usage", page.query)
-    return MeteredRequestList.model_validate(found)
+    return await _ask_usage(ctx, caller, f"/keys/{key_id}/usage", page.query, _REQUESTS)
 
 
 @router.put("/{api_key_id}", responses={200: {"headers": _PROPAGATION}})
@@ -303,11 +304,13 @@ async def _confirm(ctx: Context, response: Response, done: Handled[Key], key_id:
     response.headers[HEADER] = receipt.header()
 
 
-async def _ask_usage(ctx: Context, caller: Identity, path: str, query: dict[str, int]) -> Any:
+async def _ask_usage(
+    ctx: Context, caller: Identity, path: str, query: dict[str, int], answers: TypeAdapter[Answer]
+) -> Answer:
     try:
         answer = await ctx.usage.get(path, params=query, headers={"Keyledger-Identity": caller.token})
         answer.raise_for_status()
-        return answer.json()
+        return answers.validate_json(answer.content)
     except (httpx2.HTTPError, ValueError) as error:
         _log.warning("usage can't be asked", error=str(error))
         raise Unavailable("Usage is not available.") from error

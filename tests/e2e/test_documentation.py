@@ -85,7 +85,7 @@ def test_list(owner: Client) -> None:
     assert owner.get("/api/v1/api-keys").json()["size"] == 10
     second = owner.get("/api/v1/api-keys", page=2, size=3).json()
     assert ([key["id"] for key in second["api_keys"]], second["total"]) == (ids[2:], 4)
-    assert owner.get("/api/v1/api-keys", page=10**30).json()["api_keys"] == []
+    assert owner.get("/api/v1/api-keys", page=10**9).json()["api_keys"] == []
 
 
 def test_details_with_usage(owner: Client) -> None:

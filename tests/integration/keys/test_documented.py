@@ -155,3 +155,5 @@ def test_the_log_of_requests_is_passed_on(owner: Owner, usage: type[Usage]) -> N
     answer = owner.client.get(f"{PATH}/{owner.key_id}/usage")
     assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
     assert int(answer.headers["retry-after"]) > 0
+    usage.answer = {"usage": [{"decision": "of_a_later_version"}], "total": 1, "page": 1, "size": 10}
+    assert owner.client.get(f"{PATH}/{owner.key_id}/usage").json()["code"] == "unavailable"
