@@ -22,7 +22,8 @@ from shared.settings import Base
 from shared.telemetry import Check
 
 _AGAIN = 0.5
-_PATIENCE = 5.0
+_FAREWELL = 5.0
+_PATIENCE = (10.0, 60.0)
 _log = structlog.get_logger()
 _leads = Gauge("keyledger_leader", "1 while this process is the one that does the work", ["work"])
 
@@ -42,13 +43,14 @@ class Leader:
         self._name = name
         self._lock = lock
         self._topics = topics
+        self._patience = _PATIENCE[0]
 
     async def run(self, work: Term, stop: asyncio.Event) -> None:
         """Until `stop`; a term under way has some seconds to end by itself. Failures are logged, shown, and tried again."""
         stopped, leading = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self._lead(work, stop))
         await asyncio.wait([stopped, leading], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        await asyncio.wait([leading], timeout=_PATIENCE)
+        await asyncio.wait([leading], timeout=_FAREWELL)
         leading.cancel()
         with suppress(asyncio.CancelledError):
             await leading
@@ -68,13 +70,16 @@ class Leader:
         async with await connect(self._dsn, idle_session_timeout="3s") as connection:
             if not await self._elected(connection, stop):
                 return
-            async with used_each_second(connection):
+            # However long Kafka takes: only a process that is stopped loses the lock.
+            async with _used_each_second(connection):
                 await ensure_topics(self._settings, self._topics)
-                producer = await Producer.open(self._settings.kafka, self._name)
-            try:
-                await work(connection, producer, stop)
-            finally:
-                await producer.abandon()
+                producer = await Producer.open(self._settings.kafka, self._name, patience=self._patience)
+                try:
+                    await work(connection, producer, stop)
+                finally:
+                    # Longer each time: a broker that is only slow must not get the same records again and again.
+                    self._patience = _PATIENCE[0] if producer.committed else min(2 * self._patience, _PATIENCE[1])
+                    await producer.abandon()
 
     async def _elected(self, connection: Connection, stop: asyncio.Event) -> bool:
         while not stop.is_set():
@@ -88,8 +93,8 @@ class Leader:
 
 
 @asynccontextmanager
-async def used_each_second(connection: Connection) -> AsyncIterator[None]:
-    """Uses the connection each second while something else takes long: the server ends one that is idle for three."""
+async def _used_each_second(connection: Connection) -> AsyncIterator[None]:
+    """Uses the connection each second beside what else uses it: the server ends one that is idle for three."""
 
     async def use() -> None:
         while True:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 from services.usage.domain import Count
 from shared.events.requests import Decision, RequestEvent, UsageMark
 from shared.postgres import Connection
+from shared.relay.checkpoint import Written
 
 _COPY = (
     "COPY request_log (key_id, owner_id, time, call, status_code, response_time, endpoint, method, decision, via, route,"
@@ -35,11 +36,23 @@ SELECT id, endpoint, method, status_code, response_time, time, request_id, decis
 # One statement, one moment: an offset newer than its mark would tell an edge that a record is lost.
 _CHANGED_MARKS = """
 SELECT m.*, coalesce(o.next_offset, 0) AS next_offset FROM (
-    SELECT log, partition, last AS mark, gaps, false AS closed FROM request_marks WHERE changed
+    (SELECT log, partition, last AS mark, gaps, false AS closed FROM request_marks
+        WHERE changed AND (log, partition) > (%(log)s, %(partition)s) ORDER BY log, partition LIMIT %(marks)s)
     UNION ALL
-    SELECT log, n, last, '{}', true FROM closed_logs, generate_series(0, partitions - 1) AS n WHERE changed
-) AS m LEFT JOIN consumer_offsets o ON o.topic = %s AND o.partition = m.partition LIMIT %s
+    SELECT log, n, last, '{}', true FROM (
+        SELECT * FROM closed_logs WHERE changed AND log > %(closed)s ORDER BY log LIMIT %(logs)s
+    ) AS ended, generate_series(0, partitions - 1) AS n
+) AS m LEFT JOIN consumer_offsets o ON o.topic = %(topic)s AND o.partition = m.partition ORDER BY closed, log, partition
 """
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Whose turn it is: the marks after (log, partition), and the closed logs after `closed`."""
+
+    log: str = ""
+    partition: int = -1
+    closed: str = ""
 
 
 @dataclass(frozen=True)
@@ -147,16 +160,17 @@ async def requests(connection: Connection, key_id: int, before: int | None, offs
     return [Request(**row) async for row in await connection.execute(_REQUESTS, values)]
 
 
-async def publication(connection: Connection) -> tuple[int, str | None, dict[str, int]]:
-    """The epoch of what is published, and the cluster and offsets that Kafka had after it."""
-    row = await (await connection.execute("SELECT epoch, cluster, offsets FROM publication")).fetchone()
+async def publication(connection: Connection) -> tuple[int, Written]:
+    """The epoch of what is published, and what was written of it to Kafka."""
+    row = await (await connection.execute("SELECT epoch, topics, offsets FROM publication")).fetchone()
     assert row is not None
-    return row["epoch"], row["cluster"], row["offsets"]
+    return row["epoch"], Written.of(row["topics"], row["offsets"])
 
 
-async def save_publication(connection: Connection, cluster: str, offsets: dict[str, int]) -> None:
-    """Remembers where Kafka's topics end after what was published."""
-    await connection.execute("UPDATE publication SET cluster = %s, offsets = %s", [cluster, Jsonb(offsets)])
+async def save_publication(connection: Connection, written: Written) -> None:
+    """Remembers what was written to Kafka."""
+    query = "UPDATE publication SET topics = %s, offsets = %s"
+    await connection.execute(query, [Jsonb(dict(written.topics)), Jsonb(written.named())])
 
 
 async def publish_all_again(connection: Connection) -> None:
@@ -189,12 +203,22 @@ async def usage_published(connection: Connection, published: Sequence[Usage]) ->
     )
 
 
-async def changed_marks(connection: Connection, topic: str, limit: int) -> list[UsageMark]:
-    """Marks of request logs that changed since they were published; of a closed log, one for each partition."""
-    rows = await connection.execute(_CHANGED_MARKS, [topic, limit])
-    return [
-        UsageMark(**row | {"gaps": tuple(zip(row["gaps"][::2], row["gaps"][1::2], strict=True))}) async for row in rows
-    ]
+async def changed_marks(connection: Connection, topic: str, turn: Turn, limit: int) -> tuple[list[UsageMark], Turn]:
+    """Marks of request logs that changed since they were published, and whose turn it is next.
+
+    At most `limit` of open logs, and a tenth as many closed logs, of each one mark for each partition: neither waits for
+    the other, and none for ever while others keep changing.
+    """
+    logs = max(1, limit // 10)
+    values = {"topic": topic, "log": turn.log, "partition": turn.partition, "closed": turn.closed}
+    rows = await (await connection.execute(_CHANGED_MARKS, values | {"marks": limit, "logs": logs})).fetchall()
+    marks = [UsageMark(**row | {"gaps": tuple(zip(row["gaps"][::2], row["gaps"][1::2], strict=True))}) for row in rows]
+    still = [mark for mark in marks if not mark.closed]
+    closed = list(dict.fromkeys(mark.log for mark in marks if mark.closed))
+    following = Turn(closed=closed[-1] if len(closed) == logs else "")
+    if len(still) == limit:
+        following = replace(following, log=still[-1].log, partition=still[-1].partition)
+    return marks, following
 
 
 async def marks_published(connection: Connection, published: Sequence[UsageMark]) -> None:

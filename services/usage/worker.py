@@ -18,17 +18,12 @@ from shared.consumer.loop import Consumer, Kind, Subscription
 from shared.events import SPECVERSION, EventData
 from shared.events.requests import KeyUsage, RequestEvent, UsageMark
 from shared.events.topics import KEY_USAGE, REQUEST_EVENTS, USAGE_MARKS, Topic
-from shared.kafka import (
-    KafkaUnavailable,
-    Message,
-    Partition,
-    Producer,
-    Reader,
-    cluster_id,
-)
-from shared.leader import Leader, used_each_second
+from shared.kafka import Message, Partition, Producer
+from shared.leader import Leader
 from shared.partitions import partition_for
 from shared.postgres import Connection, Pool
+from shared.relay.checkpoint import Written
+from shared.relay.survey import survey, watch
 from shared.telemetry import Check
 
 SOURCE = "keyledger/usage"
@@ -61,8 +56,8 @@ class Publisher:
         self._leader = Leader(settings, settings.database, SOURCE, _LOCK, [KEY_USAGE, USAGE_MARKS])
         self._settings = settings
         self._epoch = 1
-        self._cluster = ""
-        self._offsets: dict[str, int] = {}
+        self._written = Written()
+        self._turn = store.Turn()
         self._last_key = 0
 
     def checks(self) -> dict[str, Callable[[], Check]]:
@@ -74,34 +69,34 @@ class Publisher:
         await self._leader.run(self._term, stop)
 
     async def _term(self, connection: Connection, producer: Producer, stop: asyncio.Event) -> None:
-        async with used_each_second(connection):
-            ends = await self._ends()
-        await self._reconcile(connection, ends)
-        await self._publish(connection, producer, stop)
-
-    async def _ends(self) -> dict[str, int]:
-        self._cluster = await cluster_id(self._settings.kafka)
-        reader = await Reader.open(self._settings.kafka, [KEY_USAGE.name, USAGE_MARKS.name])
+        await self._reconcile(connection)
+        watching = asyncio.ensure_future(watch(self._settings.kafka, lambda: self._written))
         try:
-            return {_name(p): end for p, (_, end) in (await reader.bounds(reader.assignment())).items()}
+            await self._publish(connection, producer, stop, watching)
         finally:
-            await reader.close()
+            watching.cancel()
 
-    async def _reconcile(self, connection: Connection, ends: dict[str, int]) -> None:
-        """Publishes all again when the topics are not those, or end before those, that were published to."""
-        self._epoch, cluster, offsets = await store.publication(connection)
-        anew = cluster not in (None, self._cluster)
-        if anew or any(ends.get(name, 0) < offset for name, offset in offsets.items()):
-            _log.warning("publishing again what Kafka has lost")
+    async def _reconcile(self, connection: Connection) -> None:
+        """Publishes all again when the topics are not those, or lack what was the last, that was published to."""
+        self._epoch, written = await store.publication(connection)
+        topics = [KEY_USAGE.name, USAGE_MARKS.name]
+        found = await survey(self._settings.kafka, topics, written, known_only=True)
+        if found.lost:
+            _log.warning("publishing again what Kafka has lost", partitions=sorted(map(str, found.lost)))
             await store.publish_all_again(connection)
-        self._offsets = ends
-        await store.save_publication(connection, self._cluster, ends)
+        # Only now is it forgotten what was lost.
+        self._written = found.whole
+        await store.save_publication(connection, self._written)
 
-    async def _publish(self, connection: Connection, producer: Producer, stop: asyncio.Event) -> None:
+    async def _publish(
+        self, connection: Connection, producer: Producer, stop: asyncio.Event, watching: asyncio.Future[None]
+    ) -> None:
         clock = asyncio.get_running_loop().time
         usage_due = clock()
         while not stop.is_set():
-            marks = await store.changed_marks(connection, REQUEST_EVENTS.name, _BATCH)
+            if watching.done():
+                watching.result()
+            marks, self._turn = await store.changed_marks(connection, REQUEST_EVENTS.name, self._turn, _BATCH)
             await self._send(connection, producer, [self._mark(mark) for mark in marks])
             await store.marks_published(connection, marks)
             if clock() >= usage_due:
@@ -123,11 +118,8 @@ class Publisher:
     async def _send(self, connection: Connection, producer: Producer, messages: Sequence[Message]) -> None:
         if not messages:
             return
-        offsets = {_name(partition): offset for partition, offset in (await producer.transaction(messages)).items()}
-        if any(offset <= self._offsets.get(name, 0) for name, offset in offsets.items()):
-            raise KafkaUnavailable("a topic is shorter than it was")
-        self._offsets |= offsets
-        await store.save_publication(connection, self._cluster, self._offsets)
+        self._written = self._written.moved(await producer.transaction(messages, self._written.offsets))
+        await store.save_publication(connection, self._written)
 
     def _usage(self, row: store.Usage) -> Message:
         key = f"key-{row.key_id}"
@@ -154,7 +146,3 @@ class Publisher:
         }
         partition = Partition(topic.name, partition_for(key.encode(), self._settings.partitions))
         return Message(partition, key.encode(), msgspec.json.encode(event))
-
-
-def _name(partition: Partition) -> str:
-    return f"{partition.topic}/{partition.partition}"

@@ -13,6 +13,8 @@ import msgspec
 from pydantic import BaseModel, ConfigDict
 
 SPECVERSION = "1.0"
+CONTENT_TYPE = ("content-type", b"application/cloudevents+json")
+"""The Kafka header by which receivers know that all of the event is in the value (CloudEvents, Kafka binding, 3.3)."""
 
 
 class EventData(BaseModel):

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.producer import sender
 from aiokafka.producer.message_accumulator import BatchBuilder as Batch
 from aiokafka.structs import TopicPartition as Partition
 
+from shared.events import CONTENT_TYPE
 from shared.kafka.errors import KafkaUnavailable, guarded
 
-_TRANSACTION_MS = 10_000
+_EVENT = [CONTENT_TYPE]
+_TRANSACTION = 10.0
+# The broker's own limit is no shorter than the longest patience: a slow one must not abort what is only under way. What
+# a process that died left open is ended at once by the next producer of its id.
+_TRANSACTION_MS = 60_000
 
 # Until a transaction's markers are written the next one is told to come again: the client waits 20 ms, they take two.
 sender.BACKOFF_OVERRIDE = 0.003
@@ -31,12 +36,14 @@ class Message(NamedTuple):
 class Producer:
     """An idempotent or, with a `transactional_id`, transactional producer; acks from all in-sync replicas."""
 
-    def __init__(self, client: AIOKafkaProducer) -> None:
+    def __init__(self, client: AIOKafkaProducer, patience: float) -> None:
         self._client = client
+        self._patience = patience
+        self.committed = 0
 
     @classmethod
-    async def open(cls, bootstrap: str, transactional_id: str | None = None) -> Self:
-        """Connects. A transactional id fences every earlier producer that used it."""
+    async def open(cls, bootstrap: str, transactional_id: str | None = None, *, patience: float = _TRANSACTION) -> Self:
+        """Connects. A transactional id fences every earlier producer that used it; its transactions may take `patience` s."""
         client = AIOKafkaProducer(
             bootstrap_servers=bootstrap,
             acks="all",
@@ -48,7 +55,7 @@ class Producer:
             max_request_size=4 * 1024 * 1024,
             request_timeout_ms=60_000,
         )
-        self = cls(client)
+        self = cls(client, patience)
         try:
             async with guarded("producer"):
                 await client.start()
@@ -68,9 +75,9 @@ class Producer:
         """
         first: dict[Partition, int] = {}
         ends: dict[Partition, int] = {}
-        async with guarded("transaction", _TRANSACTION_MS / 1000):
+        async with guarded("transaction", self._patience):
             await self._client.begin_transaction()
-            sent = [await self._client.send(p.topic, value, key, partition=p.partition) for p, key, value in messages]
+            sent = [await self._send(message) for message in messages]
             for at in await asyncio.gather(*sent):
                 partition = Partition(at.topic, at.partition)
                 first.setdefault(partition, at.offset)
@@ -78,7 +85,13 @@ class Producer:
             if short := [str(p) for p, offset in first.items() if offset < (held or {}).get(p, 0)]:
                 raise KafkaUnavailable(f"shorter than before: {', '.join(short)}")
             await self._client.commit_transaction()
+        self.committed += 1
         return ends
+
+    async def _send(self, message: Message) -> Any:
+        (topic, number), key, value = message
+        # A deletion has no event in it.
+        return await self._client.send(topic, value, key, partition=number, headers=None if value is None else _EVENT)
 
     def batch(self) -> Batch:
         """An empty batch: `append(timestamp=ms, key=, value=, headers=)` gives None when it is full."""

@@ -6,31 +6,34 @@ One relay a service leads; one that was stopped and wakes up can write nothing a
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
 
 import structlog
 from prometheus_client import Counter as Metric
 from prometheus_client import Gauge
 
-from shared.eventstore import CHANNEL, StoredEvent, read_log
-from shared.kafka import Message, Producer, cluster_id
-from shared.leader import Leader, used_each_second
+from shared.eventstore import StoredEvent
+from shared.kafka import Message, Producer
+from shared.leader import Leader
 from shared.postgres import Connection
-from shared.relay.checkpoint import Checkpoint, Survey, contradiction, survey
+from shared.relay.checkpoint import Checkpoint
 from shared.relay.publication import Messages, Publication
+from shared.relay.store import Known, Log
+from shared.relay.survey import Survey, survey, watch
 from shared.settings import Base
 from shared.telemetry import Check
 
 _LOCK = 7_316_002
 _BATCH = 500
 _BEAT = 1.0
-_LOOK = 10.0
+_RETIRE_EVERY = 10.0
 _log = structlog.get_logger()
 
 _position = Gauge("keyledger_relay_position", "Position of the log up to which everything is in Kafka")
 _head = Gauge("keyledger_relay_head", "Position of the log's last event")
 _published = Metric("keyledger_relay_published_total", "Events published")
+_retired = Metric("keyledger_relay_retired_total", "States deleted of streams that ended long ago")
 
 
 class Relay:
@@ -40,9 +43,6 @@ class Relay:
         self._leader = Leader(settings, dsn, publication.source, _LOCK, publication.topics)
         self._settings = settings
         self._what = publication
-        self._make = Messages(publication, settings.partitions, epoch=0)
-        self._checkpoint = Checkpoint(0, "", {})
-        self._streams: Counter[int] = Counter()
 
     def checks(self) -> dict[str, Callable[[], Check]]:
         """For readiness: that this relay leads, or stands by for the one that does."""
@@ -50,121 +50,190 @@ class Relay:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`; every failure is logged, shown in readiness, and tried again from the checkpoint."""
-        await self._leader.run(self._term, stop)
+        await self._leader.run(self._lead, stop)
 
-    async def _term(self, connection: Connection, producer: Producer, stop: asyncio.Event) -> None:
-        async with used_each_second(connection):
-            sound = await self._reconcile(connection, producer)
-        if sound:
-            await self._publish(connection, producer, stop)
+    async def _lead(self, connection: Connection, producer: Producer, stop: asyncio.Event) -> None:
+        await Term(self._settings, self._what, Log(connection, self._what), producer, self._tell).run(stop)
 
-    async def _reconcile(self, connection: Connection, producer: Producer) -> bool:
+    def _tell(self, check: Check) -> None:
+        self._leader.check = check
+
+
+class Term:
+    """What a relay does while it leads, with one producer and one connection. `tell` is told how it stands."""
+
+    def __init__(
+        self,
+        settings: Base,
+        publication: Publication,
+        log: Log,
+        producer: Producer,
+        tell: Callable[[Check], None],
+    ) -> None:
+        self._settings = settings
+        self._what = publication
+        self._source = log
+        self._producer = producer
+        self._tell = tell
+        self._make = Messages(publication, settings.partitions, epoch=0)
+        self._checkpoint = Checkpoint()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`, or an error; at once when Kafka holds more than the log does."""
+        if not await self._reconcile():
+            return
+        watching = asyncio.ensure_future(watch(self._settings.kafka, lambda: self._checkpoint.written))
+        try:
+            await self._publish(stop, watching)
+        finally:
+            watching.cancel()
+
+    async def _reconcile(self) -> bool:
         """Compares the topics with the checkpoint: sends again what Kafka lost; False when Kafka holds more than the log."""
-        head = await self._read_head(connection)
-        self._checkpoint = await Checkpoint.load(connection, await cluster_id(self._settings.kafka))
-        found = await survey(self._settings.kafka, self._what.topics, self._checkpoint)
-        if why := await contradiction(connection, self._what.topic, found, head):
+        head = await self._read_head()
+        held = await self._source.checkpoint()
+        found = await survey(self._settings.kafka, [topic.name for topic in self._what.topics], held.written)
+        if why := await self._contradiction(found, head):
             _log.error("repair needed", reason=why)
-            self._leader.check = Check(False, f"repair needed: {why}")
-            await connection.execute("UPDATE log_head SET repair_needed = %s", [why])
+            self._tell(Check(False, f"repair needed: {why}"))
+            await self._source.need_repair(why)
             return False
-        self._streams = Counter(map(self._make.number, await self._known(connection)))
+        following = replace(held, written=found.whole, streams=held.streams or await self._count(held))
         if found.lost:
-            await self._fill_again(connection, producer, found)
+            following = replace(following, generation=held.generation + 1)
+        self._checkpoint = await self._source.move(held, following)
+        if found.lost:
+            await self._fill_again(found)
         return True
 
-    async def _read_head(self, connection: Connection) -> int:
-        head = await (await connection.execute("SELECT epoch, position FROM log_head")).fetchone()
-        assert head is not None
-        self._make = Messages(self._what, self._settings.partitions, head["epoch"])
-        _head.set(head["position"])
-        return int(head["position"])
+    async def _read_head(self) -> int:
+        epoch, position = await self._source.head()
+        self._make = Messages(self._what, self._settings.partitions, epoch)
+        _head.set(position)
+        return position
 
-    async def _fill_again(self, connection: Connection, producer: Producer, found: Survey) -> None:
+    async def _contradiction(self, found: Survey, head: int) -> str | None:
+        """In words, what Kafka holds that the log does not: positions beyond its end, or another event at a position.
+
+        Either means that the database was restored to an older state: its positions would be, or were, given out twice.
+        """
+        furthest = max((placed.position for placed in found.last.values()), default=0)
+        if furthest > head:
+            return f"Kafka holds position {furthest}, the log ends at {head}"
+        events = [placed for partition, placed in found.last.items() if partition.topic == self._what.topic.name]
+        own = await self._source.ids({placed.position for placed in events})
+        other = [placed.position for placed in events if own.get(placed.position) != placed.id]
+        return f"Kafka and the log hold different events at position {min(other)}" if other else None
+
+    async def _count(self, held: Checkpoint) -> tuple[int, ...]:
+        """How many streams lie in each partition: once in a log's life, afterwards the checkpoint has it."""
+        counts, after = replace(held, streams=(0,) * self._settings.partitions), 0
+        while page := await self._source.streams(after, held.position, _BATCH, self._what.final, held.retired):
+            after = page[-1].position
+            began = [self._make.number(known.stream) for known in page if not known.ended]
+            counts = replace(counts, streams=counts.counted(began))
+        return counts.counted()
+
+    async def _fill_again(self, found: Survey) -> None:
         """Publishes up to the checkpoint what partitions that are not whole don't hold; they count as whole only then."""
-        position = self._checkpoint.position
-        if position:
+        held = self._checkpoint
+        if held.position:
             _log.warning("publishing again what Kafka lacks", partitions=sorted(map(str, found.lost)))
-        self._checkpoint = await self._checkpoint.without(connection, found.lost)
         ends = dict(found.ends)
-        async for messages in self._lacking(connection, found):
+        async for messages in self._lacking(found):
             if messages:
-                ends |= await producer.transaction(messages, ends)
-        self._checkpoint = await self._checkpoint.moved(connection, position, ends)
+                ends |= await self._producer.transaction(messages, ends)
+        self._checkpoint = await self._source.move(held, replace(held, written=held.written.moved(ends)))
 
-    async def _lacking(self, connection: Connection, found: Survey) -> AsyncIterator[list[Message]]:
+    async def _lacking(self, found: Survey) -> AsyncIterator[list[Message]]:
         """Batches for `_fill_again`; heartbeats come last, since they say that a partition is complete."""
-        position = self._checkpoint.position
-        after = min(found.position(partition) for partition in found.lost)
-        while after < position:
-            events = await read_log(connection, after, min(_BATCH, position - after))
-            after = events[-1].position
-            messages = [(event.position, self._make.event(event)) for event in events]
-            yield [m for at, m in messages if m.partition in found.lost and at > found.position(m.partition)]
-        numbers = {p.partition for p in found.lost if p.topic != self._what.topic.name}
-        streams = [stream for stream in await self._known(connection) if self._make.number(stream) in numbers]
-        for at in range(0, len(streams), _BATCH):
-            yield await self._states(connection, streams[at : at + _BATCH])
-        yield self._beats(numbers, position)
+        held = self._checkpoint
+        events = {partition for partition in found.lost if partition.topic == self._what.topic.name}
+        after = min(map(found.position, events), default=held.position)
+        while after < held.position:
+            batch = await self._source.read(after, min(_BATCH, held.position - after))
+            after = batch[-1].position
+            messages = [(event.position, self._make.event(event)) for event in batch]
+            yield [m for at, m in messages if m.partition in events and at > found.position(m.partition)]
+        numbers = {partition.partition for partition in found.lost - events}
+        after = 0
+        while numbers and (page := await self._streams(after)):
+            after = page[-1].position
+            here = [known for known in page if self._make.number(known.stream) in numbers]
+            yield [
+                *await self._states([known.stream for known in here if not known.ended]),
+                *[self._make.deletion(known.stream) for known in here if known.ended],
+            ]
+        yield self._beats(numbers, held)
 
-    async def _publish(self, connection: Connection, producer: Producer, stop: asyncio.Event) -> None:
-        await connection.execute(f"LISTEN {CHANNEL}")
+    async def _streams(self, after: int) -> list[Known]:
+        held = self._checkpoint
+        return await self._source.streams(after, held.position, _BATCH, self._what.final, held.retired)
+
+    async def _publish(self, stop: asyncio.Event, watching: asyncio.Future[None]) -> None:
+        await self._source.listen()
         clock = asyncio.get_running_loop().time
-        beat_due = clock()
-        look_due = clock() + _LOOK
+        beat_due = retire_due = clock()
         while not stop.is_set():
-            if self._what.states_topic is None and clock() >= look_due:
-                # Without heartbeats nothing else would tell that Kafka lost what readers wait for.
-                look_due = clock() + _LOOK
-                async with used_each_second(connection):
-                    if not await self._reconcile(connection, producer):
-                        return
-            events = await read_log(connection, self._checkpoint.position, _BATCH)
+            if watching.done():
+                watching.result()
+            events = await self._source.read(self._checkpoint.position, _BATCH)
             if events:
-                await self._transact(connection, producer, await self._batch(connection, events), events[-1].position)
+                await self._transact(*await self._batch(events))
                 _published.inc(len(events))
             if clock() >= beat_due:
                 beat_due = clock() + _BEAT
-                everywhere = self._beats(range(self._settings.partitions), self._checkpoint.position)
-                await self._transact(connection, producer, everywhere, self._checkpoint.position)
-                await self._read_head(connection)
-            self._leader.check = Check(True, f"leading, position {self._checkpoint.position}")
+                everywhere = self._beats(range(self._settings.partitions), self._checkpoint)
+                await self._transact(everywhere, self._checkpoint)
+                await self._read_head()
+            if clock() >= retire_due and not await self._retire():
+                retire_due = clock() + _RETIRE_EVERY
+            self._tell(Check(True, f"leading, position {self._checkpoint.position}"))
             if not events:
-                async for _ in connection.notifies(timeout=max(0.0, beat_due - clock()), stop_after=1):
-                    pass
+                await self._source.appended(max(0.0, beat_due - clock()))
 
-    async def _batch(self, connection: Connection, events: Sequence[StoredEvent]) -> list[Message]:
-        """The events, the states after them, and a heartbeat in each partition that a state goes to."""
-        self._streams.update(self._make.number(event.stream) for event in events if event.version == 1)
+    async def _batch(self, events: Sequence[StoredEvent]) -> tuple[list[Message], Checkpoint]:
+        """The events, the states after them, and a heartbeat in each partition that a state goes to; what holds then."""
+        began = [self._make.number(event.stream) for event in events if event.version == 1]
+        streams = self._checkpoint.counted(began)
+        following = replace(self._checkpoint, position=events[-1].position, streams=streams)
         messages = [self._make.event(event) for event in events]
         if self._what.states_of is not None:
-            streams = list(dict.fromkeys(event.stream for event in events))
-            messages += await self._states(connection, streams)
-            messages += self._beats({self._make.number(stream) for stream in streams}, events[-1].position)
-        return messages
+            changed = list(dict.fromkeys(event.stream for event in events))
+            messages += await self._states(changed)
+            messages += self._beats({self._make.number(stream) for stream in changed}, following)
+        return messages, following
 
-    async def _transact(
-        self, connection: Connection, producer: Producer, messages: Sequence[Message], position: int
-    ) -> None:
+    async def _retire(self) -> bool:
+        """Deletes the states of streams that ended long enough ago, as far as the next batch of the log tells; False when
+        it tells of none that is old enough."""
+        held = self._checkpoint
+        if not self._what.final:
+            return False
+        old = await self._source.older(held.retired, held.position, self._what.keep, _BATCH)
+        if not old:
+            return False
+        ended = [event.stream for event in old if event.type in self._what.final]
+        numbers = [self._make.number(stream) for stream in ended]
+        following = replace(held, streams=held.counted(retired=numbers), retired=old[-1].position)
+        deletions = [self._make.deletion(stream) for stream in ended]
+        await self._transact(deletions + self._beats(set(numbers), following), following)
+        _retired.inc(len(ended))
+        return True
+
+    async def _transact(self, messages: Sequence[Message], following: Checkpoint) -> None:
         """One Kafka transaction, then the checkpoint. A crash between the two sends it again; readers drop that by version."""
-        if not messages:
-            return
-        offsets = await producer.transaction(messages, self._checkpoint.offsets)
-        self._checkpoint = await self._checkpoint.moved(connection, position, {**self._checkpoint.offsets, **offsets})
-        _position.set(position)
+        if messages:
+            ends = await self._producer.transaction(messages, self._checkpoint.written.offsets)
+            following = replace(following, written=following.written.moved(ends))
+        if following != self._checkpoint:
+            self._checkpoint = await self._source.move(self._checkpoint, following)
+            _position.set(following.position)
 
-    async def _known(self, connection: Connection) -> list[str]:
-        query = "SELECT stream FROM events WHERE version = 1 AND position <= %s"
-        return [
-            row["stream"] for row in await (await connection.execute(query, [self._checkpoint.position])).fetchall()
-        ]
+    async def _states(self, streams: Sequence[str]) -> list[Message]:
+        return [self._make.state(state) for state in await self._source.states(streams)]
 
-    async def _states(self, connection: Connection, streams: Sequence[str]) -> list[Message]:
-        states = await self._what.states_of(connection, streams) if self._what.states_of else []
-        return [self._make.state(state) for state in states]
-
-    def _beats(self, numbers: Iterable[int], position: int) -> list[Message]:
+    def _beats(self, numbers: Iterable[int], at: Checkpoint) -> list[Message]:
         if self._what.states_topic is None:
             return []
-        generation = self._checkpoint.generation
-        return [self._make.beat(number, position, self._streams[number], generation) for number in numbers]
+        return [self._make.beat(number, at.position, at.counted()[number], at.generation) for number in numbers]

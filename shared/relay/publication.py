@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 
@@ -31,12 +31,17 @@ StatesOf = Callable[[Connection, Sequence[str]], Awaitable[list[State]]]
 
 @dataclass(frozen=True)
 class Publication:
-    """What a service publishes: its log to `topic`, and, if it has them, its streams' states to `states_topic`."""
+    """What a service publishes: its log to `topic`, and, if it has them, its streams' states to `states_topic`.
+
+    Events of the types in `final` end a stream: its state is deleted from the topic when it is older than `keep`.
+    """
 
     source: str
     topic: Topic
     states_topic: Topic | None = None
     states_of: StatesOf | None = None
+    final: frozenset[str] = frozenset()
+    keep: timedelta = timedelta(days=30)
 
     @property
     def topics(self) -> list[Topic]:
@@ -85,6 +90,11 @@ class Messages:
             id=f"{state.stream}@{self._epoch}.{state.version}",
             streamversion=state.version,
         )
+
+    def deletion(self, stream: str) -> Message:
+        """Takes a stream's state out of the topic, as compaction understands it."""
+        assert self._what.states_topic is not None
+        return Message(Partition(self._what.states_topic.name, self.number(stream)), stream.encode(), None)
 
     def beat(self, number: int, position: int, streams: int, generation: int) -> Message:
         """The heartbeat of a partition that is complete up to `position` and holds the states of `streams` streams."""

@@ -19,9 +19,10 @@ from shared.errors import Conflict, Unavailable
 from shared.events.topics import Topic
 from shared.kafka import Fenced, KafkaUnavailable, Message, Partition, Producer, Reader, ensure_topics
 from shared.postgres import Pool, connect
-from shared.relay.checkpoint import Checkpoint
+from shared.relay.checkpoint import Checkpoint, Written
 from shared.relay.loop import Relay
 from shared.relay.publication import Publication
+from shared.relay.store import Log
 from shared.settings import Base
 from tests.support.eventlog import add, event_log, rows
 from tests.support.eventually import eventually
@@ -215,14 +216,14 @@ async def test_a_stopped_relay_is_succeeded_and_writes_nothing_when_it_wakes(
 
 async def test_a_checkpoint_that_another_relay_moved_is_left_to_it(pool: Pool, database: str) -> None:
     async with await connect(database) as connection:
-        one = await Checkpoint.load(connection, "cluster")
-        other = await Checkpoint.load(connection, "cluster")
-        offsets = {Partition("x", 0): 7}
-        assert (await one.moved(connection, 5, offsets)).offsets == offsets
+        log = Log(connection, PUBLICATION)
+        held = await log.checkpoint()
+        assert held == Checkpoint()
+        to = Checkpoint(5, Written({"x": "id"}, {Partition("x", 0): 7}), 1, (2, 0, 1), 3)
+        assert await log.move(held, to) == to
         with pytest.raises(KafkaUnavailable, match="moved by another relay"):
-            await other.moved(connection, 3, {})
-        assert await Checkpoint.load(connection, "cluster") == Checkpoint(5, "cluster", offsets)
-        assert await Checkpoint.load(connection, "another") == Checkpoint(5, "another", {})
+            await log.move(held, replace(held, position=3))
+        assert await log.checkpoint() == to
 
 
 async def test_what_a_fenced_producer_holds_is_never_read(kafka: str) -> None:
@@ -257,7 +258,7 @@ async def test_a_topic_that_was_emptied_is_filled_again(
 async def test_without_heartbeats_too_an_emptied_topic_is_noticed_and_filled_again(
     pool: Pool, database: str, kafka: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.relay.loop._LOOK", 0.5)
+    monkeypatch.setattr("shared.relay.survey._LOOK", 0.5)
     async with _relay(database, kafka, replace(PUBLICATION, states_topic=None, states_of=None)):
         await add(pool, "a-1", *range(20))
         await eventually(lambda: published(pool), 60)
@@ -305,7 +306,7 @@ async def _has_records(kafka: str) -> bool:
 
 
 async def _checkpoint(pool: Pool) -> dict[str, Any]:
-    return (await rows(pool, "SELECT position, cluster, offsets FROM relay"))[0]
+    return (await rows(pool, "SELECT position, topics, offsets, streams FROM relay"))[0]
 
 
 async def _restore(database: str, position: int, checkpoint: dict[str, Any]) -> None:
@@ -320,8 +321,8 @@ async def _restore(database: str, position: int, checkpoint: dict[str, Any]) -> 
         )
         await connection.execute("ALTER TABLE events ENABLE TRIGGER USER")
         await connection.execute(
-            "UPDATE relay SET position = %s, offsets = %s::jsonb",
-            [checkpoint["position"], json.dumps(checkpoint["offsets"])],
+            "UPDATE relay SET position = %s, offsets = %s::jsonb, streams = %s",
+            [checkpoint["position"], json.dumps(checkpoint["offsets"]), checkpoint["streams"]],
         )
 
 

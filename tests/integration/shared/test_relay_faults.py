@@ -1,0 +1,94 @@
+"""The relay between a real PostgreSQL and a Kafka that is slow, or that lost what it had acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from shared.kafka import Partition
+from shared.postgres import Pool
+from shared.relay.loop import Relay
+from shared.settings import Base
+from tests.support.eventlog import add, event_log, rows
+from tests.support.eventually import eventually
+from tests.support.fakebroker import FakeBroker
+from tests.support.fakeclients import installed
+from tests.support.relayed import EVENTS, PARTITIONS, PUBLICATION, STATES, published
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def pool(database: str) -> AsyncIterator[Pool]:
+    async with event_log(database) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def broker(database: str) -> AsyncIterator[FakeBroker]:
+    """With a relay that publishes to it."""
+    with installed(FakeBroker()) as broker:
+        async with _relay(database):
+            yield broker
+
+
+@asynccontextmanager
+async def _relay(database: str) -> AsyncIterator[None]:
+    relay, stop = Relay(Base(kafka="fake:9092", partitions=PARTITIONS), database, PUBLICATION), asyncio.Event()
+    running = asyncio.ensure_future(relay.run(stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.wait_for(running, 20)
+
+
+def _versions(broker: FakeBroker, topic: str) -> dict[str, set[int]]:
+    found: dict[str, set[int]] = {}
+    for values in broker.values(topic).values():
+        for event in (json.loads(value) for value in values if value):
+            if "streamversion" in event:
+                found.setdefault(event["subject"], set()).add(event["streamversion"])
+    return found
+
+
+async def test_a_lost_tail_comes_again_though_an_aborted_attempt_lies_where_it_was(
+    pool: Pool, broker: FakeBroker
+) -> None:
+    for number in range(9):
+        await add(pool, f"a-{number}", 1, 1)
+    await eventually(lambda: published(pool))
+    for topic in (EVENTS.name, STATES.name):
+        for number in range(PARTITIONS):
+            # The last record and the end of its transaction: as long as any attempt makes it again.
+            partition = Partition(topic, number)
+            broker.lose_tail(partition, broker.log(partition).end - 2)
+    for number in range(9):
+        await add(pool, f"a-{number}", 1)
+    await eventually(lambda: published(pool))
+    table = await rows(pool, "SELECT stream, max(version) AS version FROM events GROUP BY stream")
+
+    def whole() -> bool:
+        events, states = _versions(broker, EVENTS.name), _versions(broker, STATES.name)
+        return all(
+            events[row["stream"]] == set(range(1, row["version"] + 1)) and row["version"] in states[row["stream"]]
+            for row in table
+        )
+
+    await eventually(whole)
+
+
+async def test_a_broker_slower_than_the_lock_s_connection_may_idle_gets_each_event_once(
+    pool: Pool, broker: FakeBroker
+) -> None:
+    await add(pool, "a-1", 1)
+    await eventually(lambda: published(pool))
+    broker.slow = 1.5
+    await add(pool, "a-1", 1)
+    await eventually(lambda: published(pool), 20)
+    values = [json.loads(value) for values in broker.values(EVENTS.name).values() for value in values if value]
+    assert [event["streamversion"] for event in values] == [1, 2]
