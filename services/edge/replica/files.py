@@ -14,12 +14,16 @@ from typing import ClassVar
 import lmdb
 import msgspec
 
+from services.edge.disk import allocate
 from services.edge.replica.readiness import Beat
 
 FORMAT = 2
 META = b"meta"
 MAP_BYTES = 256 * 1024 * 1024
 _READERS_MAX = 1024
+# For so many of 64 bytes and LMDB's own: the table of readers is mapped, and a hole in it that the disk has no page for
+# ends the process that touches it (SIGBUS).
+_LOCK_BYTES = 72 * 1024
 _NUMBERED = re.compile(r"\d+")
 
 
@@ -83,6 +87,13 @@ class Environment:
 
     def __init__(self, path: Path, *, readonly: bool) -> None:
         self.path = path
+        try:
+            if not readonly:
+                path.mkdir(exist_ok=True)
+            if path.is_dir():
+                allocate(path / "lock.mdb", _LOCK_BYTES)
+        except OSError as error:
+            raise lmdb.Error(str(error)) from error
         self.lmdb = lmdb.open(
             str(path),
             map_size=MAP_BYTES,

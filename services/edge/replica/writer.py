@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import lmdb
 import msgspec
 import structlog
 
 from services.edge.clock import boot_id
-from services.edge.disk import sync_directory
+from services.edge.disk import allocate, sync_directory
 from services.edge.replica.files import META, Environment, Meta, current, decode_meta, environments
 from services.edge.replica.rules import StateBatch, Update
 
 __all__ = ["PartitionsChangedError", "ReplicaWriter", "StateBatch"]
 
+T = TypeVar("T")
+
+_ROOM_BYTES = 4 * 1024 * 1024
 _log = structlog.get_logger()
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -42,13 +46,14 @@ class ReplicaWriter:
         self._environment = environment
         self.meta = meta
         self.malformed = 0
+        self._allocated = 0
 
     @classmethod
     def open(cls, path: Path, *, partitions: int, session: str = "") -> ReplicaWriter:
         """Opens the replica in the directory `path`, or begins one; damaged files are thrown away, Kafka has it all.
 
         In another `session` (run of the edge) than the last it is not ready until declared so. Raises
-        `PartitionsChangedError`, `lmdb.Error`.
+        `PartitionsChangedError`; `lmdb.Error` or `OSError` when the disk won't have it, and may then be tried again.
         """
         path.mkdir(parents=True, exist_ok=True)
         self = cls._reopen(path) or cls._create(path, _fresh(partitions, session))
@@ -63,9 +68,14 @@ class ReplicaWriter:
                 f"key-states has {partitions} partitions, the replica was made for {held}; "
                 f"if the topic was made anew, delete {path}: it is a copy"
             )
-        self._begin(session)
-        _point(path, self._environment.path)
-        self._delete_others()
+        try:
+            self._begin(session)
+            if current(path) != path / self._environment.path.name:
+                _point(path, self._environment.path)
+            self._delete_others()
+        except (lmdb.Error, OSError):
+            self.close()
+            raise
         return self
 
     @property
@@ -81,20 +91,17 @@ class ReplicaWriter:
         `lmdb.Error`, and has then done nothing.
         """
         batches = list(batches)
-        while True:
-            try:
-                with self._environment.lmdb.begin(write=True) as transaction:
-                    update = Update(self._environment, transaction, self.meta, now_ns)
-                    for batch in batches:
-                        update.take(batch)
-                    meta = update.meta()
-                    transaction.put(META, _encode(meta), db=self._environment.meta)
-            except lmdb.MapFullError:
-                self._grow()
-                continue
-            self.meta = meta
-            self.malformed += update.malformed
-            return
+
+        def take(transaction: lmdb.Transaction[bytes]) -> Update:
+            update = Update(self._environment, transaction, self.meta, now_ns)
+            for batch in batches:
+                update.take(batch)
+            transaction.put(META, _encode(update.meta()), db=self._environment.meta)
+            return update
+
+        update = self._write(take)
+        self.meta = update.meta()
+        self.malformed += update.malformed
 
     def declare(self, *, ready: bool | None = None, complete: bool | None = None, cluster: str | None = None) -> None:
         """Writes what was found out: it may be read in this session, it once held all there was, whose offsets they are."""
@@ -118,7 +125,7 @@ class ReplicaWriter:
         old = self._environment
         _point(self._path, other._environment.path)
         self._change(msgspec.structs.replace(self.meta, replaced=True))
-        self._environment, self.meta = other._environment, other.meta
+        self._environment, self.meta, self._allocated = other._environment, other.meta, other._allocated
         self.malformed += other.malformed
         old.close()
         shutil.rmtree(old.path, ignore_errors=True)
@@ -155,8 +162,17 @@ class ReplicaWriter:
     @classmethod
     def _create(cls, path: Path, meta: Meta) -> ReplicaWriter:
         number = max((int(name.name) for name in environments(path)), default=0) + 1
-        self = cls(path, Environment.open(path / str(number), readonly=False), meta)
-        self._change(meta)
+        environment = None
+        try:
+            environment = Environment.open(path / str(number), readonly=False)
+            self = cls(path, environment, meta)
+            self._change(meta)
+        except lmdb.Error:
+            # Each attempt on a full disk would take some of what is left.
+            if environment is not None:
+                environment.close()
+            shutil.rmtree(path / str(number), ignore_errors=True)
+            raise
         return self
 
     def _begin(self, session: str) -> None:
@@ -166,17 +182,35 @@ class ReplicaWriter:
         if meta.session != session:
             meta = msgspec.structs.replace(meta, session=session, ready=False)
         self.check_readers()
-        self._change(meta)
+        self._keep_room()
+        if meta != self.meta:
+            self._change(meta)
 
     def _change(self, meta: Meta) -> None:
-        with self._environment.lmdb.begin(write=True) as transaction:
-            transaction.put(META, _encode(meta), db=self._environment.meta)
+        self._write(lambda transaction: transaction.put(META, _encode(meta), db=self._environment.meta))
         self.meta = meta
 
-    def _grow(self) -> None:
-        bytes_now = self._environment.lmdb.info()["map_size"]
-        self._environment.lmdb.set_mapsize(2 * bytes_now)
-        _log.info("the replica's map grows", bytes=2 * bytes_now)
+    def _write(self, what: Callable[[lmdb.Transaction[bytes]], T]) -> T:
+        """Does it in one transaction, in a larger map if it does not fit."""
+        while True:
+            try:
+                with self._environment.lmdb.begin(write=True) as transaction:
+                    done = what(transaction)
+            except lmdb.MapFullError:
+                bytes_now = self._environment.lmdb.info()["map_size"]
+                self._environment.lmdb.set_mapsize(2 * bytes_now)
+                _log.info("the replica's map grows", bytes=2 * bytes_now)
+                continue
+            self._keep_room()
+            return done
+
+    def _keep_room(self) -> None:
+        """Sees that the next transactions have room on the disk: a revocation must come in when it is full."""
+        used = (self._environment.lmdb.info()["last_pgno"] + 1) * self._environment.lmdb.stat()["psize"]
+        if used + _ROOM_BYTES // 2 > self._allocated:
+            with suppress(OSError):
+                allocate(self._environment.path / "data.mdb", used + _ROOM_BYTES)
+                self._allocated = used + _ROOM_BYTES
 
     def _delete_others(self) -> None:
         # Left by a reload that a crash cut short, perhaps between pointing to the new one and telling the old one's readers.
