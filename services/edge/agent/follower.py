@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+import lmdb
 import structlog
 
 from services.edge.agent.complaint import Complaint
@@ -33,6 +34,8 @@ _PROBE_DEADLINE = 3.0
 # A heartbeat met while catching up is news only when it is no older than this, by the clocks of both machines.
 _RECENT = 5.0
 _READERS_EVERY = 30.0
+# A disk that is full, or failing, is no reason to stop: with the rest of the agent that makes room.
+_DISK = (lmdb.Error, OSError)
 _log = structlog.get_logger()
 
 
@@ -103,10 +106,13 @@ class Follower:
 
     async def _watch(self) -> None:
         while True:
-            self._judge()
-            if time.monotonic() - self._readers_checked > _READERS_EVERY:
-                self._readers_checked = time.monotonic()
-                self._serving.check_readers()
+            try:
+                self._judge()
+                if time.monotonic() - self._readers_checked > _READERS_EVERY:
+                    self._readers_checked = time.monotonic()
+                    self._serving.check_readers()
+            except _DISK as error:
+                self._complaint.tell(error)
             await asyncio.sleep(_WATCH)
 
     def _judge(self) -> None:
@@ -130,9 +136,13 @@ class Follower:
             try:
                 await self._session()
                 failures = 0
-            except KafkaUnavailable as error:
+            except lmdb.PanicError:
+                # The environment can't be used any more in this process.
+                raise
+            except (KafkaUnavailable, *_DISK) as error:
+                # What could not be written is read again: the offsets in the copy have not moved.
                 failures = 0 if self._caught_up else failures + 1
-                self._reachable = False
+                self._reachable = not isinstance(error, KafkaUnavailable)
                 self._caught_up.clear()
                 self.problem = str(error)
                 self._complaint.tell(error)
@@ -175,7 +185,8 @@ class Follower:
     def _reload(self, why: str) -> None:
         _log.warning("the replica is loaded anew beside the one that serves", reason=why)
         if self._second is not None:
-            self._second.discard()
+            discarded, self._second = self._second, None
+            discarded.discard()
         self._second = self._serving.renew()
         self._second.declare(cluster=self._cluster)
 

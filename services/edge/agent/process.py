@@ -8,12 +8,14 @@ import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
 
+import lmdb
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
+from services.edge.agent.complaint import Complaint
 from services.edge.agent.follower import Follower
 from services.edge.agent.marks import MarkReader
 from services.edge.agent.retention import Retention
@@ -25,6 +27,7 @@ from services.edge.settings import EdgeSettings
 from shared.telemetry import Check, Checks, internal_server
 
 _DRAIN = 5.0
+_AGAIN = 1.0
 
 
 async def run(settings: EdgeSettings, stop: asyncio.Event) -> None:
@@ -52,14 +55,10 @@ class Agent:
     """The agent's parts, and how they stand."""
 
     def __init__(self, settings: EdgeSettings) -> None:
-        edge = settings.edge_id()
         self._settings = settings
-        self._replica = ReplicaWriter.open(
-            settings.replica_path, partitions=settings.partitions, session=settings.session
-        )
-        self.follower = Follower(settings, self._replica, settings.alone_seconds)
-        self.status = StatusPublisher(settings, edge, self.follower)
-        self.follower.changed = self.status.wake
+        self._complaint = Complaint("the replica can't be opened")
+        self.follower: Follower | None = None
+        self.status: StatusPublisher | None = None
         self.shipper = Shipper(settings, settings.logs_path)
         self.marks = MarkReader(settings, settings.logs_path, self.shipper)
         self.snapshots = Snapshots(settings.logs_path)
@@ -67,28 +66,61 @@ class Agent:
 
     async def run(self, stop: asyncio.Event) -> None:
         """All parts side by side; a part that fails ends the process, and its parent starts it anew."""
-        parts = (self.follower, self.status, self.shipper, self.marks, self.snapshots, self.retention)
+        parts = (self.shipper, self.marks, self.snapshots, self.retention)
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(part.run()) for part in parts]
+                tasks.append(group.create_task(self._follow()))
                 await stop.wait()
                 # While the serving processes end, their replica is still followed.
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self.shipper.drained(), _DRAIN)
                 for task in tasks:
                     task.cancel()
-            await self.status.farewell()
+            if self.status is not None:
+                await self.status.farewell()
         finally:
-            await self.status.close()
-            self._replica.close()
+            if self.status is not None:
+                await self.status.close()
+
+    async def _follow(self) -> None:
+        """Follows the key states as soon as the replica can be opened. What is shipped until then makes room on a full disk."""
+        settings = self._settings
+        replica = await self._open()
+        try:
+            self.follower = Follower(settings, replica, settings.alone_seconds)
+            self.status = StatusPublisher(settings, settings.edge_id(), self.follower)
+            self.follower.changed = self.status.wake
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.follower.run())
+                group.create_task(self.status.run())
+        finally:
+            replica.close()
+
+    async def _open(self) -> ReplicaWriter:
+        settings = self._settings
+        while True:
+            try:
+                return ReplicaWriter.open(
+                    settings.replica_path, partitions=settings.partitions, session=settings.session
+                )
+            except (lmdb.Error, OSError) as error:
+                self._complaint.tell(error)
+                await asyncio.sleep(_AGAIN)
 
     def checks(self) -> Checks:
         """The edge is ready with its replica: without Kafka it goes on with what it has."""
         return {
-            "replica": lambda: Check(self.follower.ready, self.follower.problem or f"{self.follower.held} held"),
+            "replica": self._replica,
             "shipping": lambda: Check(True, "connected" if self.shipper.connected else "no connection to Kafka"),
             "marks": lambda: Check(True, self.marks.problem or "followed"),
         }
+
+    def _replica(self) -> Check:
+        follower = self.follower
+        if follower is None:
+            return Check(False, "the replica can't be opened yet")
+        return Check(follower.ready, follower.problem or f"{follower.held} held")
 
 
 class Figures(Collector):
@@ -104,8 +136,10 @@ class Figures(Collector):
         yield from self._logs()
 
     def _replica(self) -> Iterable[Metric]:
-        follower = self._agent.follower
-        yield _gauge("replica_ready", "1 while the replica may be read", follower.ready)
+        follower, status = self._agent.follower, self._agent.status
+        yield _gauge("replica_ready", "1 while the replica may be read", follower is not None and follower.ready)
+        if follower is None or status is None:
+            return
         yield _gauge(
             "replica_reloading", "1 while a second copy is loaded, the first not being whole", follower.reloading
         )
@@ -119,7 +153,7 @@ class Figures(Collector):
             applied.add_metric([str(partition)], position)
         yield applied
         yield _counter("malformed_states", "Records of key states that made no sense", follower.malformed)
-        yield _counter("status_sent", "Records sent to edge-status", self._agent.status.sent)
+        yield _counter("status_sent", "Records sent to edge-status", status.sent)
 
     def _logs(self) -> Iterable[Metric]:
         shipper, retention = self._agent.shipper, self._agent.retention
@@ -128,7 +162,7 @@ class Figures(Collector):
         yield _gauge("unacknowledged", "Records read from the logs and not acknowledged by Kafka", shipper.waiting)
         yield _gauge("unread_bytes", "Bytes of the logs that were not read yet", sum(tail.unread for tail in tails))
         yield _gauge("oldest_unshipped_seconds", "Age of the oldest unacknowledged record", shipper.oldest_seconds)
-        yield _gauge("request_logs", "Request logs on disk", len(shipper.tails) + shipper.unreadable)
+        yield _gauge("request_logs", "Request logs on disk", shipper.logs)
         yield _gauge("unreadable_logs", "Request logs that can't be shipped", shipper.unreadable)
         yield _gauge("damaged_records", "Damaged places in the logs on disk", sum(tail.damaged for tail in tails))
         yield _counter("shipped_again", "Times that a log was begun again", shipper.again)

@@ -55,7 +55,7 @@ class Retention:
             self.deleted += len(firsts)
         elif tail.done and not tail.segments and self._due(tail.id) and await asyncio.to_thread(_over, tail.reader):
             tail.reader.remove()
-            del self._shipper.tails[tail.id]
+            self._shipper.forget(tail.id)
             del self._looked[tail.id]
 
     def _due(self, log: str) -> bool:

@@ -16,7 +16,7 @@ import structlog
 from services.edge.agent.complaint import Complaint
 from services.edge.agent.coverage import Mark
 from services.edge.agent.lane import Lane
-from services.edge.agent.tail import Tail
+from services.edge.agent.tail import Item, Tail
 from services.edge.agent.topics import ensure
 from services.edge.requestlog.reader import LogUnreadableError, logs
 from shared.events.topics import REQUEST_EVENTS
@@ -25,6 +25,7 @@ from shared.settings import Base
 
 _POLL = 0.02
 _DISCOVER = 0.1
+_DISK_AGAIN = 1.0
 _MAX_WAITING = 8_000
 _ACK_SECONDS = (5.0, 60.0)
 _BACKOFF = (0.1, 0.2, 0.5, 1.0, 2.0)
@@ -43,6 +44,8 @@ class Shipper:
         self._told = asyncio.Event()
         self._elsewhere = asyncio.Event()
         self._complaint = Complaint("shipping interrupted")
+        self._unread = Complaint("a request log can't be read now")
+        self._failing: dict[str, float] = {}
         self._marks: dict[str, dict[int, Mark]] = {}
         self._next_offsets: dict[int, int] = {}
         self.lanes = [Lane(number) for number in range(settings.partitions)]
@@ -57,9 +60,14 @@ class Shipper:
         return sum(map(len, self.lanes))
 
     @property
+    def logs(self) -> int:
+        """Logs on disk."""
+        return len(self.tails) + len(self._unreadable)
+
+    @property
     def unreadable(self) -> int:
-        """Logs that can't be shipped."""
-        return len(self._unreadable)
+        """Logs that can't be shipped, or not now."""
+        return len(self._unreadable) + len(self._failing)
 
     @property
     def oldest_seconds(self) -> float:
@@ -110,6 +118,11 @@ class Shipper:
             self._elsewhere.set()
         self._cluster = cluster
 
+    def forget(self, log: str) -> None:
+        """The log is removed."""
+        del self.tails[log]
+        self._failing.pop(log, None)
+
     def check_lost(self, now: float) -> None:
         """Ships again what was acknowledged and is lost, as the marks show. `now`: monotonic seconds."""
         for tail in self.tails.values():
@@ -132,22 +145,43 @@ class Shipper:
             busy = False
             for tail in self.tails.values():
                 if self.waiting < _MAX_WAITING:
-                    before, items = tail.position, tail.read()
-                    busy |= tail.position != before
-                    for item in items:
+                    before = tail.position
+                    for item in self._read_one(tail):
                         self.lanes[item.partition].put(item)
+                    busy |= tail.position != before
             await asyncio.sleep(0 if busy else _POLL)
+
+    def _read_one(self, tail: Tail) -> list[Item]:
+        """A piece of one log. One that the disk won't give now is asked for again later, and no hindrance to the others."""
+        if tail.id in self._failing and time.monotonic() < self._failing[tail.id]:
+            return []
+        try:
+            items = tail.read()
+        except OSError as error:
+            self._failing[tail.id] = time.monotonic() + _DISK_AGAIN
+            self._unread.tell(error)
+            return []
+        if self._failing.pop(tail.id, None) is not None:
+            self._unread.over()
+        return items
 
     def _discover(self) -> None:
         if time.monotonic() - self._discovered < _DISCOVER:
             return
         self._discovered = time.monotonic()
-        for reader in logs(self._directory):
+        try:
+            found = logs(self._directory)
+        except OSError as error:
+            self._unread.tell(error)
+            return
+        for reader in found:
             if reader.id not in self.tails and reader.id not in self._unreadable:
                 try:
                     self._add(Tail(reader))
-                except (LogUnreadableError, OSError) as error:
-                    self._give_up(reader.id, f"none of its headers can be read: {error!r}")
+                except LogUnreadableError:
+                    self._give_up(reader.id, "none of its headers can be read")
+                except OSError as error:
+                    self._unread.tell(error)
 
     def _add(self, tail: Tail) -> None:
         if tail.partitions != self._settings.partitions:

@@ -67,6 +67,7 @@ class Tail:
         self._marks = [UNKNOWN] * self.partitions
         self._wanted = [0] * self.partitions
         self._runs: list[list[Run]] = [[] for _ in range(self.partitions)]
+        self._again = False
         self._at_end = False
         self._closing = False
         self._resent = 0
@@ -88,24 +89,31 @@ class Tail:
 
     @property
     def unread(self) -> int:
-        """Bytes of the log that were not read yet."""
+        """Bytes of the log that were not read yet; 0 when the disk won't tell."""
         at = self.position
-        sizes = {first: self._size(first) for first in self.reader.segments() if first >= at.segment}
-        return max(0, sum(sizes.values()) - at.offset)
+        with suppress(OSError):
+            sizes = {first: self._size(first) for first in self.reader.segments() if first >= at.segment}
+            return max(0, sum(sizes.values()) - at.offset)
+        return 0
 
     def read(self) -> list[Item]:
-        """The next piece of the log that is to be shipped; after the last record of an ended log, the closing ones."""
+        """The next piece of the log that is to be shipped; after the last record of an ended log, the closing ones.
+
+        Raises `OSError`, and has then done nothing: the same piece may be asked for again.
+        """
+        if self._again:
+            self.position = self.reader.start()
+            self._again = False
         if self._at_end:
             return self._close() if not self.unacknowledged and not self._closing and self._to_close() else []
         # Asked first: what a process wrote before it let go of the log is read after.
         over = self.reader.ended()
         entries, position = self.reader.read(self.position, _READ_BYTES)
-        if position.segment != self.position.segment:
-            self._passed(position)
-        self._at_end = over and not entries and position == self.position
+        at_end = over and not entries and position == self.position
+        if at_end or position.segment != self.position.segment:
+            self._passed(None if at_end else position)
+        self._at_end = at_end
         self.position = position
-        if self._at_end:
-            self._passed(None)
         return [self._item(entry) for entry in entries if self._wants(entry)]
 
     def acknowledged(self, partition: int, count: int, last: int, end: int) -> None:
@@ -133,7 +141,7 @@ class Tail:
         """Begins again at the first uncovered record; `forget`: in another cluster, what the marks said is not known."""
         if forget:
             self._marks = [UNKNOWN] * self.partitions
-        self.position = self.reader.start()
+        self._again = True
         self.generation += 1
         self.unacknowledged = 0
         self.segments.clear()
@@ -233,10 +241,10 @@ class Tail:
         return max(self.position.lasts) >= 0 and bool(self.segments) and not self.closed
 
     def _close(self) -> list[Item]:
-        self._closing = True
-        self.unacknowledged = self.partitions
         path = self.reader.path / segment_name(max(self.segments))
         time_ns = path.stat().st_mtime_ns
+        self._closing = True
+        self.unacknowledged = self.partitions
         return [self._closing_item(partition, time_ns) for partition in range(self.partitions)]
 
     def _closing_item(self, partition: int, time_ns: int) -> Item:
