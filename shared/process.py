@@ -7,15 +7,17 @@ import ctypes
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import structlog
 import uvloop
 
 from shared.settings import EX_CONFIG, Base, PartitionsChanged, load
-from shared.telemetry import configure_logging
+from shared.telemetry import Check, Checks, configure_logging
 
 _PR_SET_PDEATHSIG = 1
+_PAUSE = (1.0, 30.0)
 _log = structlog.get_logger()
 
 S = TypeVar("S", bound=Base)
@@ -64,3 +66,36 @@ async def until_signalled(*parts: Part) -> None:
     for result in results:
         if isinstance(result, BaseException) and not isinstance(result, asyncio.CancelledError):
             raise result
+
+
+class Apart:
+    """A part whose errors are its own: it starts again after a pause that grows, and readiness says so meanwhile."""
+
+    def __init__(self, part: Part, checks: Checks) -> None:
+        self._part = part
+        self._checks = checks
+        self._problem = ""
+
+    def checks(self) -> dict[str, Callable[[], Check]]:
+        """Those of the part; none is ready while the part is down."""
+        return {
+            name: lambda check=check: Check(False, self._problem) if self._problem else check()
+            for name, check in self._checks.items()
+        }
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`. What contradicts the settings ends the process all the same: no restart will mend it."""
+        clock, pause = asyncio.get_running_loop().time, _PAUSE[0]
+        while not stop.is_set():
+            self._problem, began = "", clock()
+            try:
+                await self._part(stop)
+            except PartitionsChanged:
+                raise
+            except Exception as error:
+                _log.exception("a part failed and is started again")
+                self._problem = f"failed: {type(error).__name__}: {error}"
+            pause = _PAUSE[0] if clock() - began > _PAUSE[1] else pause
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), pause)
+            pause = min(2 * pause, _PAUSE[1])

@@ -17,7 +17,7 @@ from shared.events.keys import UNLIMITED
 from shared.eventstore import Meta, NewEvent, handle, reserve_id
 from shared.ids import Secret
 from shared.postgres import BATCH_STATEMENT, MIGRATIONS, Connection, migrate, open_pool, transaction
-from shared.process import run_role, until_signalled
+from shared.process import Apart, run_role, until_signalled
 from shared.telemetry import internal_server
 
 _SERVER = Meta(actor="server", reason="made on the server")
@@ -56,7 +56,9 @@ async def _worker(settings: Settings) -> None:
 
     relay = Relay(settings, settings.database, PUBLICATION)
     async with open_pool(settings.database, size=2, statement=BATCH_STATEMENT) as pool:
-        consumer = usage_consumer(settings, pool)
+        usage = usage_consumer(settings, pool)
+        # Totals that make no sense must not keep revocations from the edges.
+        consumer = Apart(usage.run, usage.checks())
         checks = relay.checks() | consumer.checks()
         async with internal_server(settings.internal_host, settings.internal_port, checks):
             await until_signalled(relay.run, consumer.run)

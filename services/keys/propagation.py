@@ -13,7 +13,7 @@ import structlog
 
 from shared.events.topics import EDGE_STATUS
 from shared.eventstore import Place
-from shared.kafka import KafkaUnavailable, Reader, Record
+from shared.kafka import KafkaUnavailable, Partition, Reader, Record
 from shared.telemetry import Check
 
 SILENT_AFTER = 3.0
@@ -26,7 +26,7 @@ _log = structlog.get_logger()
 class _Data(msgspec.Struct):
     edge: str
     status: str
-    applied: dict[str, int]
+    applied: dict[int, int]
 
 
 class _Status(msgspec.Struct):
@@ -34,14 +34,21 @@ class _Status(msgspec.Struct):
     epoch: int = 1
 
 
+_decode = msgspec.json.Decoder(_Status).decode
+
+
 @dataclass(frozen=True)
 class Edge:
-    """What an edge last said: what it has applied by partition, and when that was (monotonic seconds)."""
+    """What an edge last said: what it has applied by partition, and when that was (monotonic seconds, by our clock).
+
+    `place` is the partition and offset of the record that said so.
+    """
 
     status: str
     epoch: int
     applied: dict[int, int]
     heard: float
+    place: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -116,32 +123,43 @@ class Propagation:
             bounds = await reader.bounds(reader.assignment())
             for partition, (begin, _) in bounds.items():
                 reader.seek(partition, begin)
-            behind = {partition: end for partition, (begin, end) in bounds.items() if end > begin}
+            await self._load(reader, {partition: end for partition, (begin, end) in bounds.items() if end > begin})
             heard = time.monotonic()
             while not stop.is_set():
+                silent = time.monotonic() - heard > SILENT_AFTER
+                self._connected = not silent or await _answers(reader)
+                self._changed.set()
+                self._changed = asyncio.Event()
                 for records in (await reader.fetch(timeout_ms=500)).values():
                     heard = time.monotonic()
                     for record in records:
-                        self._take(record)
-                behind = {p: end for p, end in behind.items() if await reader.position(p) < end}
-                silent = time.monotonic() - heard > SILENT_AFTER
-                self._connected = not behind and (not silent or await _answers(reader))
-                self._changed.set()
-                self._changed = asyncio.Event()
+                        self._take(record, heard)
         finally:
             await reader.close()
 
-    def _take(self, record: Record) -> None:
+    async def _load(self, reader: Reader, ends: dict[Partition, int]) -> None:
+        """What was said before we listened: how long before is told by the broker's clock alone, up to the last record.
+
+        Neither an edge's clock nor the distance between the broker's and ours says anything of how alive an edge is.
+        """
+        found: list[Record] = []
+        while any([await reader.position(partition) < end for partition, end in ends.items()]):
+            found += [record for records in (await reader.fetch(timeout_ms=500)).values() for record in records]
+        now, last = time.monotonic(), max((record.timestamp for record in found), default=0)
+        for record in found:
+            self._take(record, now - (last - record.timestamp) / 1000)
+
+    def _take(self, record: Record, heard: float) -> None:
         if record.value is None:
             return
         try:
-            said = msgspec.json.decode(record.value, type=_Status)
-        except msgspec.DecodeError:
+            said = _decode(record.value)
+        except (msgspec.DecodeError, RecursionError):
             _log.warning("unreadable edge-status", offset=record.offset, partition=record.partition)
             return
-        age = max(0.0, time.time() - record.timestamp / 1000)
-        applied = {int(partition): position for partition, position in said.data.applied.items()}
-        self._edges[said.data.edge] = Edge(said.data.status, said.epoch, applied, time.monotonic() - age)
+        held, place = self._edges.get(said.data.edge), (record.partition, record.offset)
+        if held is None or held.place != place:  # else known from an earlier connection, and when it was heard
+            self._edges[said.data.edge] = Edge(said.data.status, said.epoch, said.data.applied, heard, place)
 
     async def wait(self, partition: int, place: Place, longest: float) -> Receipt:
         """Waits until each live edge has applied `place` in `partition`, at most `longest` seconds."""

@@ -8,12 +8,13 @@ from services.keys import domain, store
 from services.keys.settings import Settings
 from shared.consumer.intake import Event
 from shared.consumer.loop import Consumer, Kind, Subscription
+from shared.events.keys import KeyDeleted
 from shared.events.requests import KeyUsage
 from shared.events.topics import KEY_EVENTS, KEY_STATES, KEY_USAGE
 from shared.postgres import Connection, Pool
 from shared.relay.publication import Publication
 
-PUBLICATION = Publication("keyledger/keys", KEY_EVENTS, KEY_STATES, store.states_of)
+PUBLICATION = Publication("keyledger/keys", KEY_EVENTS, KEY_STATES, store.states_of, final=frozenset({KeyDeleted.TYPE}))
 
 
 def usage_consumer(settings: Settings, pool: Pool) -> Consumer:

@@ -14,7 +14,7 @@ from uuid import uuid4
 from services.edge.agent.complaint import Complaint
 from services.edge.agent.follower import Follower
 from services.edge.agent.topics import ensure
-from shared.events import CloudEvent
+from shared.events import CONTENT_TYPE, CloudEvent
 from shared.events.requests import EdgeStatus
 from shared.events.topics import EDGE_STATUS
 from shared.kafka import KafkaUnavailable, Partition, Producer
@@ -87,7 +87,7 @@ class StatusPublisher:
     async def _send(self, producer: Producer, status: Status) -> None:
         batch = producer.batch()
         event = self._describe(status)
-        batch.append(timestamp=int(event.time.timestamp() * 1000), key=self._key, value=event.encode())
+        batch.append(timestamp=None, key=self._key, value=event.encode(), headers=[CONTENT_TYPE])
         await producer.send(batch, self._partition)
         self.sent += 1
         self._complaint.over()

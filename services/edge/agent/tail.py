@@ -19,7 +19,7 @@ from services.edge.agent.coverage import UNKNOWN, Mark, Run
 from services.edge.clock import MILLISECOND
 from services.edge.requestlog.format import segment_name
 from services.edge.requestlog.reader import Entry, LogReader, Position
-from shared.events import CloudEvent
+from shared.events import CONTENT_TYPE, CloudEvent
 from shared.events.requests import LogClosed, Request, RequestEvent, RequestMetered, encode_request
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -234,7 +234,7 @@ class Tail:
         )
 
     def _headers(self, ordinal: int, previous: int) -> list[tuple[str, bytes]]:
-        return [self._source, ("sequence", b"%d" % ordinal), ("previous", b"%d" % previous)]
+        return [self._source, ("sequence", b"%d" % ordinal), ("previous", b"%d" % previous), CONTENT_TYPE]
 
     def _to_close(self) -> bool:
         """A log without records is known to nobody. One without segments is shipped, and was closed then."""

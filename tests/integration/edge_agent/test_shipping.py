@@ -46,6 +46,7 @@ class Taken:
     def _take(self, partition: int, record: Record, event: RequestEvent) -> None:
         name, data = (event.source, partition), event.data
         headers = {"source": event.source, "sequence": str(data.sequence), "previous": str(data.previous)}
+        headers["content-type"] = "application/cloudevents+json"
         assert {header: value.decode() for header, value in record.headers} == headers
         if event.type == LogClosed.TYPE:
             self.closed[event.source].add(partition)
