@@ -11,7 +11,7 @@ from cli.output import DEFAULT_DIR
 from deploy.local import environment
 from deploy.local.directory import Directory
 from deploy.local.errors import StackError
-from services.keys import main as keys
+from services.keys import bootstrap as keys
 from services.keys.settings import Settings
 from shared.errors import Problem, Unavailable
 from shared.ids import Secret, new_secret

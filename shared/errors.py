@@ -40,6 +40,12 @@ class PermissionMissing(Problem):
     status, code, title = 403, "permission_missing", "The API key lacks a permission"
 
 
+class Inactive(Problem):
+    """The caller's key is deactivated, or its owner suspended: it may be good again."""
+
+    status, code, title = 403, "key_inactive", "API key is inactive"
+
+
 class NotFound(Problem):
     """It does not exist, or not for this caller."""
 

@@ -2,13 +2,16 @@
 
 Every append takes the single row of `log_head` last, so a reader may assert `position == previous + 1`. A stream's
 unique (stream, version) is the concurrency check. The table is also the outbox: `shared.relay.loop` publishes it.
+
+A command finds its stream's state in the row that the append before it wrote (`Stream.project`), so it costs the same
+however long the stream is. The fold over the events is for a stream whose row is missing.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -17,7 +20,7 @@ from psycopg import errors
 from psycopg.types.json import Jsonb
 
 from shared.errors import Conflict, Unavailable
-from shared.events import EventData
+from shared.events import EventData, NewEvent
 from shared.postgres import Connection, Pool, transaction
 
 CHANNEL = "events"
@@ -40,14 +43,6 @@ class Meta:
     def of(cls, actor: str) -> Meta:
         """Of what `actor` asked for in the request that is being answered."""
         return cls(actor, request_id=structlog.contextvars.get_contextvars().get("request_id"))
-
-
-@dataclass(frozen=True)
-class NewEvent:
-    """An event decided on. `private` is what only the relay may see: a key's hash."""
-
-    data: EventData
-    private: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,16 +71,37 @@ def registry(events: Iterable[type[EventData]]) -> Registry:
 
 
 @dataclass(frozen=True)
-class Stream(Generic[State]):
-    """How one kind of stream is folded and projected.
+class Change(Generic[State]):
+    """What `events` have made of a stream, up to `version`. `before` is None when nothing was written of it yet."""
 
-    `apply(state, event, private)` never fails and never validates; `project(connection, state, version)` writes the
-    service's read-model row in the append transaction, so that a caller reads its own writes.
+    before: State | None
+    after: State
+    version: int
+    events: Sequence[EventData]
+
+
+@dataclass(frozen=True)
+class Stream(Generic[State]):
+    """How one kind of stream is folded, written and read.
+
+    `apply(state, event, private)` never fails and never validates. `project(connection, change)` writes the state, and
+    the rest of the service's read model, in the append transaction: so a caller reads its own writes, and the next
+    command finds the state. `read(connection, stream)` gives it back with its version, None when there is no row.
     """
 
     events: Registry
     apply: Callable[[State | None, EventData, dict[str, Any] | None], State]
-    project: Callable[[Connection, State, int], Awaitable[None]]
+    project: Callable[[Connection, Change[State]], Awaitable[None]]
+    read: Callable[[Connection, str], Awaitable[tuple[State, int] | None]]
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[State]):
+    """A stream as a command finds it. `missed`: the events that nothing was written of, when there was no row."""
+
+    state: State | None
+    version: int
+    missed: Sequence[EventData] = field(default_factory=tuple)
 
 
 class Place(NamedTuple):
@@ -164,65 +180,64 @@ async def append(connection: Connection, stream: str, held: int, events: Sequenc
     return Place(head["epoch"], head["position"])
 
 
-async def load(connection: Connection, kind: Stream[State], stream: str) -> tuple[State | None, int, int]:
-    """The stream's state, version and last position; (None, 0, 0) when it has no events."""
+async def load(connection: Connection, kind: Stream[State], stream: str) -> Loaded[State]:
+    """The stream as it was last written; folded from its events when it was not."""
+    found = await kind.read(connection, stream)
+    return Loaded(*found) if found else await fold(connection, kind, stream)
+
+
+async def fold(connection: Connection, kind: Stream[State], stream: str) -> Loaded[State]:
+    """The stream from its events alone; version 0 without a state when it has none."""
     state: State | None = None
-    version = position = 0
-    for event in await read_stream(connection, stream):
-        state = kind.apply(state, kind.events[event.type].model_validate(event.data), event.private)
-        version, position = event.version, event.position
-    return state, version, position
+    events = []
+    for stored in await read_stream(connection, stream):
+        events.append(kind.events[stored.type].model_validate(stored.data))
+        state = kind.apply(state, events[-1], stored.private)
+    return Loaded(state, len(events), events)
 
 
 Decide = Callable[[Connection, State | None], Awaitable[Sequence[NewEvent]]]
 
 
-async def handle(
-    pool: Pool,
-    kind: Stream[State],
-    stream: str,
-    decide: Decide[State],
-    meta: Meta,
-    *,
-    expected_version: int | None = None,
-) -> Handled[State]:
-    """Load, decide, append, project, in one transaction; again when another command was quicker, a few times.
+async def handle(pool: Pool, kind: Stream[State], stream: str, decide: Decide[State], meta: Meta) -> Handled[State]:
+    """Load, decide, project, append, in one transaction; again when another command was quicker, a few times.
 
     `decide` returns the events, none when nothing changes, or raises a `Problem`. `Conflict` when the race is lost
-    every time, or at once when `expected_version` is not the stream's.
+    every time.
     """
     for attempt in range(_TRIES):
         try:
             async with transaction(pool) as connection:
-                return await _handle_once(connection, kind, stream, decide, meta, expected_version)
+                return await _handle_once(connection, kind, stream, decide, meta)
         except errors.UniqueViolation as error:
             _log.info("append raced", stream=stream, attempt=attempt, constraint=error.diag.constraint_name)
     raise Conflict("The resource changed at the same time; try again.")
 
 
 async def _handle_once(
-    connection: Connection,
-    kind: Stream[State],
-    stream: str,
-    decide: Decide[State],
-    meta: Meta,
-    expected_version: int | None,
+    connection: Connection, kind: Stream[State], stream: str, decide: Decide[State], meta: Meta
 ) -> Handled[State]:
-    state, held, position = await load(connection, kind, stream)
-    if expected_version is not None and expected_version != held:
-        raise Conflict("The resource has changed since it was read.")
-    events = await decide(connection, state)
+    found = await load(connection, kind, stream)
+    events = await decide(connection, found.state)
+    state = found.state
     for event in events:
         state = kind.apply(state, event.data, event.private)
     if state is None:
         raise AssertionError(f"{stream} has neither events nor a state")
     if not events:
-        head = await (await connection.execute("SELECT epoch FROM log_head")).fetchone()
-        assert head is not None
-        return Handled(state, held, Place(head["epoch"], position))
-    version = held + len(events)
-    await kind.project(connection, state, version)
-    return Handled(state, version, await append(connection, stream, held, events, meta))
+        return Handled(state, found.version, await _place(connection, stream, found.version))
+    version = found.version + len(events)
+    before = None if found.missed else found.state
+    made = [*found.missed, *(event.data for event in events)]
+    await kind.project(connection, Change(before, state, version, made))
+    return Handled(state, version, await append(connection, stream, found.version, events, meta))
+
+
+async def _place(connection: Connection, stream: str, version: int) -> Place:
+    query = "SELECT epoch, events.position FROM events, log_head WHERE stream = %s AND version = %s"
+    row = await (await connection.execute(query, [stream, version])).fetchone()
+    assert row is not None
+    return Place(row["epoch"], row["position"])
 
 
 async def reserve_id(connection: Connection, sequence: str, command_id: uuid.UUID | None = None) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from deploy.local import environment
 from deploy.local.directory import Directory
 from deploy.local.state import load, save
-from services.keys.main import create_key, create_owner
+from services.keys.bootstrap import create_key, create_owner
 from services.keys.settings import Settings
 from shared.ids import Secret
 from shared.settings import load as load_settings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
@@ -12,8 +12,9 @@ import structlog
 from fastapi import APIRouter, Depends, Response
 from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, TypeAdapter, model_validator
 
-from services.keys import domain, store
-from services.keys.domain import Key, NewSecret, Wanted
+from services.keys import store
+from services.keys.domain import key
+from services.keys.domain.key import By, Command, CreateKey, DeleteKey, Key, NewSecret, UpdateKey
 from services.keys.propagation import HEADER, Propagation
 from services.keys.settings import Settings
 from shared.api import (
@@ -32,9 +33,9 @@ from shared.api import (
     number,
     timestamp,
 )
-from shared.errors import NotFound, Problem, Unavailable
-from shared.events.keys import Limits
-from shared.eventstore import Handled, Meta, NewEvent, handle, reserve_id
+from shared.errors import Problem, Unavailable
+from shared.events import NewEvent
+from shared.eventstore import Handled, Meta, handle, reserve_id
 from shared.identity import Identity
 from shared.ids import new_secret
 from shared.metered import CALL, ApiCall, MeteredRequestList, RequestPaged
@@ -95,11 +96,13 @@ _MISSING: dict[str, Any] = {
 
 
 class WantedLimits(Body):
-    """Requests per sliding window; null is without limit."""
+    """Requests per sliding window; null is without limit. What is absent is 100, 1000 and 10000, or the creating key's
+    where that is less.
+    """
 
-    minute: Count | None = 100
-    hour: Count | None = 1000
-    day: Count | None = 10000
+    minute: Count | None = None
+    hour: Count | None = None
+    day: Count | None = None
 
 
 class CreateApiKey(Body):
@@ -199,27 +202,26 @@ async def create_key(
     """Makes a key, shows its secret once, and returns when the live edges know it."""
     owner_id = caller.owner(owner)
     secret = new_secret(ctx.settings.environment)
-    wanted = Wanted(
-        name=body.name,
-        description=body.description,
-        permissions=None if body.permissions is None else frozenset(body.permissions),
-        limits=None if body.limits is None else Limits(**body.limits.model_dump()),
-        expires_at=body.expires_at,
-    )
-
-    async def decide(connection: Connection, _: Key | None) -> Sequence[NewEvent]:
-        now = datetime.now(UTC)
-        creator = await store.get_key(connection, caller.key_id)
-        domain.may_create(creator.key if creator else None, now)
-        found, held = await store.owner_for_update(connection, owner_id)
-        parts = NewSecret(secret.hash.hex(), secret.prefix, secret.last_four)
-        created = domain.create(key_id, found, creator.key if creator else None, wanted, parts, held_keys=held, now=now)
-        return [NewEvent(created, {"hash": parts.hash})]
-
     async with transaction(ctx.pool) as connection:
         key_id = await reserve_id(connection, "key_ids")
-    done = await handle(ctx.pool, store.KEYS, f"key-{key_id}", decide, Meta.of(caller.actor))
-    await _confirm(ctx, response, done, key_id)
+
+    async def command(connection: Connection, by: By, now: datetime) -> CreateKey:
+        found, held = await store.owner_for_update(connection, owner_id)
+        return CreateKey(
+            by=by,
+            id=key_id,
+            owner=found,
+            held=held,
+            secret=NewSecret(secret.hash.hex(), secret.prefix, secret.last_four),
+            now=now,
+            name=body.name,
+            description=body.description,
+            permissions=None if body.permissions is None else frozenset(body.permissions),
+            limits=body.limits.model_dump(exclude_unset=True) if body.limits else {},
+            expires_at=body.expires_at,
+        )
+
+    done = await _carry_out(ctx, caller, response, key_id, command)
     response.headers["Location"] = f"{router.prefix}/{key_id}"
     response.headers["Cache-Control"] = "no-store"
     shown = _out(done.state, 0, None)
@@ -259,13 +261,11 @@ async def get_key_usage(key_id: KeyId, caller: Caller, ctx: Ctx, page: RequestPa
 @router.put("/{api_key_id}", responses={200: {"headers": _PROPAGATION}})
 async def update_key(key_id: KeyId, body: UpdateApiKey, caller: Caller, ctx: Ctx, response: Response) -> ApiKey:
     """Changes name, description or activity; returns when the live edges have applied it."""
-    fields = body.model_dump(exclude_unset=True)
 
-    async def decide(_: Connection, key: Key | None) -> Sequence[NewEvent]:
-        return [NewEvent(event) for event in domain.update(_own(key, caller), fields)]
+    async def command(_: Connection, by: By, _now: datetime) -> UpdateKey:
+        return UpdateKey(by, **body.model_dump(exclude_unset=True))
 
-    done = await handle(ctx.pool, store.KEYS, f"key-{key_id}", decide, Meta.of(caller.actor))
-    await _confirm(ctx, response, done, key_id)
+    done = await _carry_out(ctx, caller, response, key_id, command)
     found = await _visible(ctx, caller, key_id)
     return _out(done.state, found.usage_count, found.last_used)
 
@@ -274,34 +274,42 @@ async def update_key(key_id: KeyId, body: UpdateApiKey, caller: Caller, ctx: Ctx
 async def delete_key(key_id: KeyId, caller: Caller, ctx: Ctx, response: Response) -> Message:
     """Deletes the key for good; returns when the live edges refuse it."""
 
-    async def decide(_: Connection, key: Key | None) -> Sequence[NewEvent]:
-        return [NewEvent(event) for event in domain.delete(_own(key, caller))]
+    async def command(_: Connection, by: By, _now: datetime) -> DeleteKey:
+        return DeleteKey(by)
+
+    await _carry_out(ctx, caller, response, key_id, command)
+    return Message(message="API key deleted successfully")
+
+
+async def _carry_out(
+    ctx: Context,
+    caller: Identity,
+    response: Response,
+    key_id: int,
+    command: Callable[[Connection, By, datetime], Awaitable[Command]],
+) -> Handled[Key]:
+    """Carries out what the caller asks for, if it is still good, and waits for the edges: also when nothing changed, since
+    who tries again must not be told sooner.
+    """
+
+    async def decide(connection: Connection, found: Key | None) -> Sequence[NewEvent]:
+        now = datetime.now(UTC)
+        by = key.judge(await store.key_and_owner(connection, caller.key_id), now)
+        return key.decide(await command(connection, by, now), found)
 
     done = await handle(ctx.pool, store.KEYS, f"key-{key_id}", decide, Meta.of(caller.actor))
-    await _confirm(ctx, response, done, key_id)
-    return Message(message="API key deleted successfully")
+    partition = partition_for(b"key-%d" % key_id, ctx.settings.partitions)
+    receipt = await ctx.propagation.wait(partition, done.place, ctx.settings.confirmation_wait)
+    response.headers[HEADER] = receipt.header()
+    return done
 
 
 async def _visible(ctx: Context, caller: Identity, key_id: int) -> store.Listed:
     async with transaction(ctx.pool) as connection:
         found = await store.get_key(connection, key_id)
-    _own(found.key if found else None, caller)
+    key.visible(found.key if found else None, caller.owner_id, admin=caller.admin)
     assert found is not None
     return found
-
-
-def _own(key: Key | None, caller: Identity) -> Key:
-    key = domain.visible(key)
-    if key.owner_id != caller.owner_id and not caller.admin:
-        raise NotFound("No such API key.")
-    return key
-
-
-async def _confirm(ctx: Context, response: Response, done: Handled[Key], key_id: int) -> None:
-    """Also of a change that was made before: who tries again must not be told sooner."""
-    partition = partition_for(b"key-%d" % key_id, ctx.settings.partitions)
-    receipt = await ctx.propagation.wait(partition, done.place, ctx.settings.confirmation_wait)
-    response.headers[HEADER] = receipt.header()
 
 
 async def _ask_usage(
@@ -316,13 +324,13 @@ async def _ask_usage(
         raise Unavailable("Usage is not available.") from error
 
 
-def _out(key: Key, usage_count: int, last_used: datetime | None) -> ApiKey:
+def _out(shown: Key, usage_count: int, last_used: datetime | None) -> ApiKey:
     return ApiKey(
-        id=key.id,
-        name=key.name,
-        description=key.description,
-        is_active=key.status == "active",
-        created_at=timestamp(key.created_at),
+        id=shown.id,
+        name=shown.name,
+        description=shown.description,
+        is_active=shown.status == "active",
+        created_at=timestamp(shown.created_at),
         last_used=timestamp(last_used) if last_used else None,
         usage_count=usage_count,
     )

@@ -9,11 +9,14 @@ from typing import Any
 
 from psycopg.types.json import Jsonb
 
-from services.keys.domain import Key, Owner, apply_key, apply_owner
+from services.keys.domain import key as keys
+from services.keys.domain import owner as owners
+from services.keys.domain.key import Key
+from services.keys.domain.owner import Owner
 from shared.errors import NotFound
 from shared.events.keys import EVENTS, KeyState, OwnerState
 from shared.events.requests import KeyUsage
-from shared.eventstore import Stream, registry
+from shared.eventstore import Change, Stream, registry
 from shared.postgres import Connection
 from shared.relay.publication import State
 
@@ -32,26 +35,31 @@ async def owner_for_update(connection: Connection, owner_id: int) -> tuple[Owner
     row = await (await connection.execute("SELECT * FROM owners WHERE id = %s FOR UPDATE", [owner_id])).fetchone()
     if row is None:
         raise NotFound("No such owner.")
-    query = "SELECT count(*) AS held FROM keys WHERE owner_id = %s AND status <> 'deleted'"
-    held = await (await connection.execute(query, [owner_id])).fetchone()
-    assert held is not None
-    return Owner(row["id"], row["name"], row["status"], row["max_keys"]), int(held["held"])
+    return _owner(row), int(row["keys"])
+
+
+async def key_and_owner(connection: Connection, key_id: int) -> tuple[Key, Owner] | None:
+    """The key, in whatever status, and its owner."""
+    if (found := await get_key(connection, key_id)) is None:
+        return None
+    query = "SELECT * FROM owners WHERE id = %s"
+    row = await (await connection.execute(query, [found.key.owner_id])).fetchone()
+    return (found.key, _owner(row)) if row else None
 
 
 async def list_keys(connection: Connection, owner_id: int, offset: int, size: int) -> tuple[list[Listed], int]:
     """A page of the owner's keys by id, and how many there are in all."""
-    rows = await (
-        await connection.execute(
-            "SELECT keys.*, coalesce(usage_count, 0) AS usage_count, last_used FROM keys"
-            " LEFT JOIN key_usage ON key_id = id"
-            " WHERE owner_id = %s AND status <> 'deleted' ORDER BY id LIMIT %s OFFSET %s",
-            [owner_id, size, offset],
-        )
-    ).fetchall()
-    query = "SELECT count(*) AS total FROM keys WHERE owner_id = %s AND status <> 'deleted'"
-    total = await (await connection.execute(query, [owner_id])).fetchone()
-    assert total is not None
-    return [_listed(row) for row in rows], int(total["total"])
+    row = await (await connection.execute("SELECT keys FROM owners WHERE id = %s", [owner_id])).fetchone()
+    total = int(row["keys"]) if row else 0
+    if offset >= total:
+        return [], total
+    rows = await connection.execute(
+        "SELECT keys.*, coalesce(usage_count, 0) AS usage_count, last_used FROM keys"
+        " LEFT JOIN key_usage ON key_id = id"
+        " WHERE owner_id = %s AND status <> 'deleted' ORDER BY id LIMIT %s OFFSET %s",
+        [owner_id, size, offset],
+    )
+    return [_listed(row) async for row in rows], total
 
 
 async def get_key(connection: Connection, key_id: int) -> Listed | None:
@@ -94,8 +102,12 @@ async def save_usage(connection: Connection, totals: Sequence[tuple[int, KeyUsag
 
 
 def _listed(row: dict[str, Any]) -> Listed:
+    return Listed(_key(row), row["usage_count"], row["last_used"])
+
+
+def _key(row: dict[str, Any]) -> Key:
     state = KeyState.model_validate(row["state"])
-    key = Key(
+    return Key(
         id=row["id"],
         owner_id=row["owner_id"],
         name=row["name"],
@@ -110,10 +122,26 @@ def _listed(row: dict[str, Any]) -> Listed:
         hashes=state.hashes,
         created_at=row["created_at"],
     )
-    return Listed(key, row["usage_count"], row["last_used"])
 
 
-async def _project_key(connection: Connection, key: Key, version: int) -> None:
+def _owner(row: dict[str, Any]) -> Owner:
+    return Owner(row["id"], row["name"], row["status"], row["max_keys"])
+
+
+async def _read_key(connection: Connection, stream: str) -> tuple[Key, int] | None:
+    query = "SELECT * FROM keys WHERE id = %s"
+    row = await (await connection.execute(query, [int(stream.removeprefix("key-"))])).fetchone()
+    return (_key(row), row["version"]) if row else None
+
+
+async def _read_owner(connection: Connection, stream: str) -> tuple[Owner, int] | None:
+    query = "SELECT * FROM owners WHERE id = %s"
+    row = await (await connection.execute(query, [int(stream.removeprefix("owner-"))])).fetchone()
+    return (_owner(row), row["version"]) if row else None
+
+
+async def _project_key(connection: Connection, change: Change[Key]) -> None:
+    key = change.after
     state = KeyState(
         id=key.id,
         owner_id=key.owner_id,
@@ -130,7 +158,7 @@ async def _project_key(connection: Connection, key: Key, version: int) -> None:
         " name = excluded.name, description = excluded.description, status = excluded.status, state = excluded.state",
         [
             key.id,
-            version,
+            change.version,
             key.owner_id,
             key.name,
             key.description,
@@ -144,16 +172,23 @@ async def _project_key(connection: Connection, key: Key, version: int) -> None:
         " WHERE NOT EXISTS (SELECT FROM key_hashes AS had WHERE had.hash = hash.hash AND had.key_id = %(id)s)",
         {"id": key.id, "hashes": [bytes.fromhex(known.hash) for known in key.hashes]},
     )
+    if added := _held(key) - _held(change.before):
+        await connection.execute("UPDATE owners SET keys = keys + %s WHERE id = %s", [added, key.owner_id])
 
 
-async def _project_owner(connection: Connection, owner: Owner, version: int) -> None:
+def _held(key: Key | None) -> bool:
+    return key is not None and key.status != "deleted"
+
+
+async def _project_owner(connection: Connection, change: Change[Owner]) -> None:
+    owner = change.after
     await connection.execute(
         "INSERT INTO owners (id, version, name, status, max_keys) VALUES (%s, %s, %s, %s, %s)"
         " ON CONFLICT (id) DO UPDATE SET version = excluded.version, status = excluded.status",
-        [owner.id, version, owner.name, owner.status, owner.max_keys],
+        [owner.id, change.version, owner.name, owner.status, owner.max_keys],
     )
 
 
 _REGISTRY = registry(EVENTS)
-KEYS: Stream[Key] = Stream(_REGISTRY, apply_key, _project_key)
-OWNERS: Stream[Owner] = Stream(_REGISTRY, apply_owner, _project_owner)
+KEYS: Stream[Key] = Stream(_REGISTRY, keys.apply, _project_key, _read_key)
+OWNERS: Stream[Owner] = Stream(_REGISTRY, owners.apply, _project_owner, _read_owner)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from services.keys import domain, store
+from services.keys import store
+from services.keys.domain.usage import newest
 from services.keys.settings import Settings
 from shared.consumer.intake import Event
 from shared.consumer.loop import Consumer, Kind, Subscription
@@ -24,5 +25,5 @@ def usage_consumer(settings: Settings, pool: Pool) -> Consumer:
 
 async def store_usage(connection: Connection, events: Sequence[Event]) -> None:
     """Keeps the newest totals of each key."""
-    newest = domain.newest((event.epoch or 1, KeyUsage.model_validate(event.data)) for event in events)
-    await store.save_usage(connection, newest)
+    totals = newest((event.epoch or 1, KeyUsage.model_validate(event.data)) for event in events)
+    await store.save_usage(connection, totals)

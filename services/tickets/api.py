@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated
@@ -11,7 +11,16 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, StringConstraints, model_validator
 
 from services.tickets import domain, store
-from services.tickets.domain import Reply, Ticket, TicketStatus
+from services.tickets.domain import (
+    By,
+    CloseTicket,
+    Command,
+    RenameTicket,
+    ReopenTicket,
+    ReplyToTicket,
+    ResolveTicket,
+    Ticket,
+)
 from shared.api import (
     LOCATION,
     MAY_BE_ABSENT,
@@ -28,8 +37,9 @@ from shared.api import (
     number,
     timestamp,
 )
-from shared.events import EventData
-from shared.eventstore import Meta, NewEvent, handle, reserve_id
+from shared.events import NewEvent
+from shared.events.tickets import TicketStatus
+from shared.eventstore import Meta, handle, reserve_id
 from shared.identity import Identity
 from shared.postgres import Connection, Pool, transaction
 
@@ -139,13 +149,10 @@ async def open_ticket(
     owner_id = caller.owner(owner)
     async with transaction(ctx.pool) as connection:
         ticket_id = await reserve_id(connection, "ticket_ids")
-
-    async def decide(_: Connection, _none: Ticket | None) -> Sequence[NewEvent]:
-        return [NewEvent(domain.open_ticket(ticket_id, owner_id, body.subject, body.body, now=datetime.now(UTC)))]
-
-    done = await handle(ctx.pool, store.TICKETS, f"ticket-{ticket_id}", decide, Meta.of(caller.actor))
+    opened = domain.OpenTicket(ticket_id, owner_id, body.subject, body.body, datetime.now(UTC))
+    ticket = await _carry_out(ctx, caller, ticket_id, opened)
     response.headers["Location"] = f"{router.prefix}/{ticket_id}"
-    return _out(done.state)
+    return _out(ticket)
 
 
 @router.get("")
@@ -167,55 +174,52 @@ async def list_tickets(
 async def get_ticket(ticket_id: TicketId, caller: Caller, ctx: Ctx) -> TicketDetails:
     """A ticket and all its replies."""
     async with transaction(ctx.pool) as connection:
-        found = await store.get_ticket(connection, ticket_id)
-    ticket = _own(found, caller)
-    return TicketDetails(**_out(ticket).model_dump(), replies=[_reply_out(reply) for reply in ticket.replies])
+        found, replies = await store.get_ticket(connection, ticket_id)
+    ticket = domain.visible(found, _by(caller))
+    return TicketDetails(**_out(ticket).model_dump(), replies=[_reply_out(reply) for reply in replies])
 
 
 @router.put("/{ticket_id}")
 async def update_ticket(ticket_id: TicketId, body: UpdateTicket, caller: Caller, ctx: Ctx) -> TicketSummary:
     """Changes the subject."""
-    subject = body.subject
-    return _out(await _change(ctx, caller, ticket_id, lambda t: [] if subject is None else domain.rename(t, subject)))
+    return _out(await _carry_out(ctx, caller, ticket_id, RenameTicket(_by(caller), body.subject)))
 
 
 @router.post("/{ticket_id}/replies", status_code=201)
 async def add_reply(ticket_id: TicketId, body: AddReply, caller: Caller, ctx: Ctx) -> TicketReply:
     """Adds a reply."""
     now = datetime.now(UTC)
-    ticket = await _change(ctx, caller, ticket_id, lambda t: [domain.reply(t, body.body, now=now)])
-    return _reply_out(ticket.replies[-1])
+    ticket = await _carry_out(ctx, caller, ticket_id, ReplyToTicket(_by(caller), body.body, now))
+    return _reply_out(store.Reply(ticket.replies, body.body, now))
 
 
 @router.post("/{ticket_id}/resolve")
 async def resolve_ticket(ticket_id: TicketId, caller: Caller, ctx: Ctx) -> TicketSummary:
     """Settles an open ticket."""
-    return _out(await _change(ctx, caller, ticket_id, lambda t: [domain.resolve(t)]))
+    return _out(await _carry_out(ctx, caller, ticket_id, ResolveTicket(_by(caller))))
 
 
 @router.post("/{ticket_id}/reopen")
 async def reopen_ticket(ticket_id: TicketId, caller: Caller, ctx: Ctx) -> TicketSummary:
     """Opens a resolved or closed ticket again."""
-    return _out(await _change(ctx, caller, ticket_id, lambda t: [domain.reopen(t)]))
+    return _out(await _carry_out(ctx, caller, ticket_id, ReopenTicket(_by(caller))))
 
 
 @router.post("/{ticket_id}/close")
 async def close_ticket(ticket_id: TicketId, caller: Caller, ctx: Ctx) -> TicketSummary:
     """Puts a ticket away."""
-    return _out(await _change(ctx, caller, ticket_id, lambda t: [domain.close(t)]))
+    return _out(await _carry_out(ctx, caller, ticket_id, CloseTicket(_by(caller))))
 
 
-async def _change(
-    ctx: Context, caller: Identity, ticket_id: int, command: Callable[[Ticket], Sequence[EventData]]
-) -> Ticket:
+async def _carry_out(ctx: Context, caller: Identity, ticket_id: int, command: Command) -> Ticket:
     async def decide(_: Connection, ticket: Ticket | None) -> Sequence[NewEvent]:
-        return [NewEvent(event) for event in command(_own(ticket, caller))]
+        return domain.decide(command, ticket)
 
     return (await handle(ctx.pool, store.TICKETS, f"ticket-{ticket_id}", decide, Meta.of(caller.actor))).state
 
 
-def _own(ticket: Ticket | None, caller: Identity) -> Ticket:
-    return domain.visible(ticket, caller.owner_id, admin=caller.admin)
+def _by(caller: Identity) -> By:
+    return By(caller.owner_id, caller.admin)
 
 
 def _out(ticket: Ticket) -> TicketSummary:
@@ -224,5 +228,5 @@ def _out(ticket: Ticket) -> TicketSummary:
     )
 
 
-def _reply_out(reply: Reply) -> TicketReply:
+def _reply_out(reply: store.Reply) -> TicketReply:
     return TicketReply(id=reply.id, body=reply.body, created_at=timestamp(reply.created_at))

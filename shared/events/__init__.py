@@ -6,8 +6,9 @@ and consumers ignore fields that they don't know.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 from pydantic import BaseModel, ConfigDict
@@ -24,6 +25,14 @@ class EventData(BaseModel):
 
     TYPE: ClassVar[str]
     SCHEMA_VERSION: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class NewEvent:
+    """An event that a command leads to. `private` goes into the log beside it, and to no topic of events: a key's hash."""
+
+    data: EventData
+    private: dict[str, Any] | None = None
 
 
 Data = TypeVar("Data", bound=EventData)

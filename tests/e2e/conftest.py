@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.keys.main import create_owner
+from services.keys.bootstrap import create_owner
 from services.keys.settings import Settings
 from shared.ids import new_secret
 from tests.e2e.client import Client

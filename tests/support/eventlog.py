@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from psycopg.types.json import Jsonb
 
-from shared.events import EventData
-from shared.eventstore import Handled, Meta, NewEvent, Stream, handle, registry
+from shared.events import EventData, NewEvent
+from shared.eventstore import Change, Handled, Meta, Stream, handle, registry
 from shared.postgres import MIGRATIONS, Connection, Pool, migrate, open_pool, transaction
 from shared.relay.publication import State
 
@@ -54,14 +54,19 @@ async def states_of(connection: Connection, streams: Sequence[str]) -> list[Stat
 def counters(stream: str) -> Stream[Counter]:
     """The kind of stream, projecting into this stream's row."""
 
-    async def project(connection: Connection, counter: Counter, version: int) -> None:
+    async def project(connection: Connection, change: Change[Counter]) -> None:
         await connection.execute(
             "INSERT INTO counters (stream, version, total) VALUES (%s, %s, %s) ON CONFLICT (stream)"
             " DO UPDATE SET version = excluded.version, total = excluded.total",
-            [stream, version, counter.total],
+            [stream, change.version, change.after.total],
         )
 
-    return Stream(registry([Added]), apply, project)
+    async def read(connection: Connection, _stream: str) -> tuple[Counter, int] | None:
+        query = "SELECT version, total FROM counters WHERE stream = %s"
+        row = await (await connection.execute(query, [stream])).fetchone()
+        return (Counter(row["total"]), row["version"]) if row else None
+
+    return Stream(registry([Added]), apply, project, read)
 
 
 async def add(pool: Pool, stream: str, *amounts: int) -> Handled[Counter]:

@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.keys import main
+from services.keys import bootstrap
 from services.keys.settings import Settings
 from shared.events.topics import EDGE_STATUS, KEY_USAGE
 from shared.ids import Secret, new_secret
@@ -80,12 +80,21 @@ def make_owner(keys: Service, *, admin: bool = False, permissions: tuple[str, ..
     """A new owner; its caller has the permissions of an identity token, whatever the key has."""
     secret = new_secret("live")
     owner_id, key_id = asyncio.run(
-        main.create_owner(
+        bootstrap.create_owner(
             keys.settings(Settings), name="Ada", secret=secret, command_id=uuid.uuid4(), admin=admin, limited=True
         )
     )
     granted = ("admin", *permissions) if admin else permissions
     return Owner(owner_id, key_id, secret, keys.client(owner_id, key_id, *granted))
+
+
+def make_key(keys: Service, owner_id: int) -> int:
+    """Another key of the owner, made on the server itself."""
+    secret, command_id = new_secret("live"), uuid.uuid4()
+    made = bootstrap.create_key(
+        keys.settings(Settings), owner_id=owner_id, name="x", secret=secret, command_id=command_id
+    )
+    return asyncio.run(made)
 
 
 @pytest.fixture

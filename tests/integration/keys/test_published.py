@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from services.keys import main
+from services.keys import bootstrap
 from services.keys.settings import Settings
 from shared.events import CloudEvent, EventData
 from shared.events.requests import EdgeStatus, KeyUsage
@@ -183,7 +183,7 @@ def test_a_first_key_is_made_once_however_often_it_is_asked_for(keys: Service, a
     command, secret = uuid.uuid4(), new_secret("live")
 
     async def create() -> tuple[int, int]:
-        return await main.create_owner(
+        return await bootstrap.create_owner(
             keys.settings(Settings), name="Bo", secret=secret, command_id=command, admin=True, limited=False
         )
 

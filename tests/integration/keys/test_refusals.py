@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.keys.conftest import Owner, Usage, make_owner
+from shared.errors import Conflict
+from tests.integration.keys.conftest import Owner, Usage, make_key, make_owner
 from tests.support.eventually import eventually_sync
 from tests.support.refusals import (
     BAD_IDS,
@@ -218,11 +219,45 @@ def test_a_key_is_never_beyond_its_creator(keys: Service, owner: Owner, admin: O
     assert keys.sql(expiry.format(made)) == keys.sql(expiry.format(expiring))
 
 
-def test_a_key_that_is_no_longer_good_creates_nothing(owner: Owner) -> None:
-    owner.client.put(f"{PATH}/{owner.key_id}", json={"is_active": False})
-    answer = owner.client.post(PATH, json={"name": "x"})
-    assert_problem(answer, 401, "key_invalid")
-    assert answer.headers["www-authenticate"] == "ApiKey"
+def test_a_part_of_the_limits_leaves_the_rest_as_the_creator_s(keys: Service, owner: Owner) -> None:
+    made = owner.client.post(PATH, json={"name": "x", "limits": {"minute": 50, "hour": 500, "day": 5000}}).json()["id"]
+    with keys.client(owner.id, made) as creator:
+        answer = creator.post(PATH, json={"name": "y", "limits": {"minute": 10}})
+        assert answer.status_code == 201, answer.text
+        assert_problem(creator.post(PATH, json={"name": "y", "limits": {"hour": 501}}), 403, "permission_missing")
+    found = keys.sql(f"SELECT state->'limits' FROM keys WHERE id = {answer.json()['id']}")
+    assert found == [({"minute": 10, "hour": 500, "day": 5000},)]
+
+
+def test_a_key_that_is_no_longer_good_commands_nothing(keys: Service, owner: Owner) -> None:
+    """As the edge says it: an identity token outlives its key by up to a minute."""
+    other = owner.client.post(PATH, json={"name": "other"}).json()["id"]
+    with keys.client(owner.id, other) as deactivated:
+        owner.client.put(f"{PATH}/{other}", json={"is_active": False})
+        assert_problem(deactivated.post(PATH, json={"name": "x"}), 403, "key_inactive")
+        assert_problem(deactivated.put(f"{PATH}/{other}", json={"is_active": True}), 403, "key_inactive")
+        owner.client.delete(f"{PATH}/{other}")
+        for answer in (deactivated.post(PATH, json={"name": "x"}), deactivated.delete(f"{PATH}/{owner.key_id}")):
+            assert_problem(answer, 401, "key_invalid")
+            assert answer.headers["www-authenticate"] == "ApiKey"
+
+
+def test_a_suspended_owner_s_commands_are_refused(keys: Service, owner: Owner, admin: Owner) -> None:
+    before = keys.sql("SELECT count(*) FROM events")
+    keys.sql(f"UPDATE owners SET status = 'suspended' WHERE id = {owner.id}")
+    path = f"{PATH}/{owner.key_id}"
+    for answer in (
+        owner.client.post(PATH, json={"name": "x"}),
+        owner.client.put(path, json={"name": "x"}),
+        owner.client.delete(path),
+    ):
+        assert_problem(answer, 403, "key_inactive")
+    answer = admin.client.post(PATH, params={"owner": owner.id}, json={"name": "x"})
+    assert "suspended" in str(assert_problem(answer, 409, "conflict")["detail"])
+    with pytest.raises(Conflict, match="suspended"):
+        make_key(keys, owner.id)
+    assert keys.sql("SELECT count(*) FROM events") == before
+    assert admin.client.put(path, json={"is_active": False}).status_code == 200
 
 
 def test_an_owner_has_so_many_keys_and_no_more(keys: Service, owner: Owner) -> None:
@@ -234,6 +269,15 @@ def test_an_owner_has_so_many_keys_and_no_more(keys: Service, owner: Owner) -> N
     assert_problem(owner.client.post(PATH, json={"name": "x"}), 409, "conflict")
     assert owner.client.get(PATH).json()["total"] == 6
     owner.client.delete(f"{PATH}/{answers[0].json().get('id', 0)}")
+
+
+def test_a_key_s_past_does_not_make_its_commands_dearer(keys: Service, owner: Owner) -> None:
+    """A stream may grow for ever, and its key can be deactivated all the same: nobody reads its events."""
+    path = f"{PATH}/{owner.key_id}"
+    with _without(keys, "SELECT", "events"):
+        assert owner.client.put(path, json={"name": "x", "is_active": False}).json()["is_active"] is False
+    last = f"SELECT type, version FROM events WHERE stream = 'key-{owner.key_id}' ORDER BY version DESC LIMIT 1"
+    assert keys.sql(last) == [("key.deactivated", 3)]
 
 
 def test_parallel_changes_lose_nothing(keys: Service, owner: Owner) -> None:
@@ -264,7 +308,7 @@ def _without(keys: Service, privilege: str, table: str) -> Iterator[None]:
         ("UPDATE", "log_head", "PUT", f"{PATH}/{{}}"),
         ("SELECT", "keys", "GET", PATH),
         ("SELECT", "keys", "GET", f"{PATH}/{{}}"),
-        ("SELECT", "events", "DELETE", f"{PATH}/{{}}"),
+        ("SELECT", "owners", "DELETE", f"{PATH}/{{}}"),
     ],
 )
 def test_an_error_within_stays_within(

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -15,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from psycopg import errors
 
 from shared.errors import Conflict, Unavailable
-from shared.eventstore import NewEvent, append, handle, load, read_log, read_stream, reserve_id
+from shared.events import NewEvent
+from shared.eventstore import Change, append, fold, handle, load, read_log, read_stream, reserve_id
 from shared.postgres import Connection, Pool, connect, transaction
 from tests.support.eventlog import META, Added, Counter, add, counters, event_log, rows
 from tests.support.stack import Servers
@@ -87,8 +89,9 @@ def _machine(dsn: str) -> type[RuleBasedStateMachine]:
             read = loop.run_until_complete(read_stream(self.connection, stream))
             had = [(version, amount) for name, version, amount in self.model if name == stream]
             assert [(event.version, event.data["amount"]) for event in read] == had
-            state, version, _ = loop.run_until_complete(load(self.connection, counters(stream), stream))
-            assert (state, version) == ((Counter(sum(amount for _, amount in had)), len(had)) if had else (None, 0))
+            found = loop.run_until_complete(fold(self.connection, counters(stream), stream))
+            assert found.state == (Counter(sum(amount for _, amount in had)) if had else None)
+            assert (found.version, len(found.missed)) == (len(had), len(had))
 
         @rule(after=st.integers(0, 30), limit=st.integers(1, 10))
         def read_on(self, after: int, limit: int) -> None:
@@ -259,18 +262,43 @@ async def test_a_command_without_a_change_appends_nothing(pool: Pool) -> None:
     assert len(await rows(pool, "SELECT FROM events")) == 1
 
 
-async def test_a_command_on_another_version_is_refused_at_once(pool: Pool) -> None:
+async def test_a_command_reads_the_state_and_not_the_history(pool: Pool, database: str) -> None:
+    """However long the stream is; and what it reads is what the history tells."""
+    for amount in range(1, 30):
+        await add(pool, "a-1", amount)
+        async with transaction(pool) as connection:
+            loaded = await load(connection, counters("a-1"), "a-1")
+            folded = await fold(connection, counters("a-1"), "a-1")
+        assert (
+            (loaded.state, loaded.version)
+            == (folded.state, folded.version)
+            == (Counter(amount * (amount + 1) // 2), amount)
+        )
+    await rows_none(database, "ALTER TABLE events RENAME COLUMN data TO unread")
+    async with transaction(pool) as connection:
+        assert (await load(connection, counters("a-1"), "a-1")).version == 29
+
+
+async def test_a_stream_whose_row_is_missing_is_written_anew_by_its_next_command(pool: Pool, database: str) -> None:
     await add(pool, "a-1", 5)
-    asked = []
+    await add(pool, "a-1", 6)
+    await rows_none(database, "DELETE FROM counters")
+    seen: list[Change[Counter]] = []
+    kind = counters("a-1")
+
+    async def project(connection: Connection, change: Change[Counter]) -> None:
+        seen.append(change)
+        await kind.project(connection, change)
 
     async def decide(_: Connection, counter: Counter | None) -> list[NewEvent]:
-        asked.append(counter)
-        return [NewEvent(Added(amount=1))]
+        return [NewEvent(Added(amount=counter.total if counter else 0))]
 
-    with pytest.raises(Conflict, match="has changed"):
-        await handle(pool, counters("a-1"), "a-1", decide, META, expected_version=0)
-    assert asked == []
-    assert (await handle(pool, counters("a-1"), "a-1", decide, META, expected_version=1)).version == 2
+    for _ in range(2):
+        await handle(pool, replace(kind, project=project), "a-1", decide, META)
+    added = [[event.amount for event in change.events if isinstance(event, Added)] for change in seen]
+    assert added == [[5, 6, 11], [22]]
+    assert [(change.before, change.after) for change in seen] == [(None, Counter(22)), (Counter(22), Counter(44))]
+    assert await rows(pool, "SELECT version, total FROM counters") == [{"version": 4, "total": 44}]
 
 
 async def test_a_command_that_fails_leaves_nothing(pool: Pool) -> None:
