@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from shared.events import EventData, keys, requests, tickets
+from shared.events import CONTENT_TYPE, EventData, keys, requests, tickets
 from shared.events.schemas import file_name, schema_of
 from shared.events.topics import (
     EDGE_STATUS,
@@ -104,7 +104,7 @@ def document() -> Object:
             "description": _ABOUT,
             "license": {"name": "Apache-2.0"},
         },
-        "defaultContentType": "application/cloudevents+json",
+        "defaultContentType": CONTENT_TYPE[1].decode(),
         "servers": {
             "kafka": {
                 "host": "{bootstrap}",
@@ -162,9 +162,11 @@ def _message(channel: Channel, event: type[EventData]) -> Object:
         "summary": schema_of(event)["description"],
         "payload": {"$ref": f"./{file_name(event)}"},
     }
+    name, value = CONTENT_TYPE
+    headers: Object = {name: {"type": "string", "const": value.decode()}}
     if channel.topic is REQUEST_EVENTS:
-        named = {name: {"type": "string", "description": f"As in the value: `{name}`."} for name in _HEADERS}
-        found["headers"] = {"type": "object", "required": list(named), "properties": named}
+        headers |= {name: {"type": "string", "description": f"As in the value: `{name}`."} for name in _HEADERS}
+    found["headers"] = {"type": "object", "required": list(headers), "properties": headers}
     key = {"type": "string", "pattern": key_pattern(channel, event)}
     found["bindings"] = {"kafka": {"key": key, "bindingVersion": "0.5.0"}}
     return found

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 SPECVERSION = "1.0"
 CONTENT_TYPE = ("content-type", b"application/cloudevents+json")
 """The Kafka header by which receivers know that all of the event is in the value (CloudEvents, Kafka binding, 3.3)."""
+_JSON = "application/json"
 
 
 class EventData(BaseModel):
@@ -53,7 +54,7 @@ class CloudEvent(BaseModel, Generic[Data]):
     type: str
     time: datetime
     subject: str | None = None
-    datacontenttype: str = "application/json"
+    datacontenttype: str = _JSON
     schemaversion: int = 1
     epoch: int | None = None
     position: int | None = None
@@ -67,6 +68,16 @@ class CloudEvent(BaseModel, Generic[Data]):
     data: Data
 
     def encode(self) -> bytes:
-        """The JSON text of the event, without attributes that are absent; `data` keeps its nulls."""
-        attributes = self.model_dump(mode="json", exclude={"data"}, exclude_none=True)
-        return msgspec.json.encode(attributes | {"data": self.data.model_dump(mode="json")})
+        """The JSON text of the event."""
+        own = self.model_dump(mode="json", exclude={"specversion", "type", "datacontenttype", "schemaversion", "data"})
+        return encode(self.type, self.schemaversion, self.data.model_dump(mode="json"), **own)
+
+
+def encode(kind: str, schemaversion: int, data: Any, **attributes: Any) -> bytes:
+    """The JSON text of a `CloudEvent`, without its checks: `data` is whatever msgspec encodes.
+
+    Attributes that are None are left out; `data` keeps its nulls.
+    """
+    always = {"specversion": SPECVERSION, "type": kind, "datacontenttype": _JSON, "schemaversion": schemaversion}
+    given = {name: value for name, value in attributes.items() if value is not None}
+    return msgspec.json.encode(always | given | {"data": data})

@@ -6,9 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-import msgspec
-
-from shared.events import SPECVERSION, CloudEvent, EventData
+from shared.events import EventData, encode
 from shared.events.keys import Heartbeat
 from shared.events.topics import Topic
 from shared.eventstore import StoredEvent
@@ -63,23 +61,21 @@ class Messages:
 
     def event(self, event: StoredEvent) -> Message:
         """An event of the log as others see it: without its private part."""
-        envelope = {
-            "specversion": SPECVERSION,
-            "id": str(event.event_id),
-            "source": self._what.source,
-            "type": event.type,
-            "time": event.recorded_at.astimezone(UTC),
-            "subject": event.stream,
-            "datacontenttype": "application/json",
-            "schemaversion": event.schema_version,
-            "epoch": self._epoch,
-            "position": event.position,
-            "streamversion": event.version,
+        value = encode(
+            event.type,
+            event.schema_version,
+            event.data,
+            id=str(event.event_id),
+            source=self._what.source,
+            time=event.recorded_at.astimezone(UTC),
+            subject=event.stream,
+            epoch=self._epoch,
+            position=event.position,
+            streamversion=event.version,
             **{name.replace("_", ""): value for name, value in event.meta.items()},
-            "data": event.data,
-        }
+        )
         partition = Partition(self._what.topic.name, self.number(event.stream))
-        return Message(partition, event.stream.encode(), msgspec.json.encode(envelope))
+        return Message(partition, event.stream.encode(), value)
 
     def state(self, state: State) -> Message:
         """A stream's state, which takes the place of the one before it."""
@@ -116,17 +112,17 @@ class Messages:
         streamversion: int | None = None,
         position: int | None = None,
     ) -> Message:
-        event = CloudEvent[EventData](
+        value = encode(
+            data.TYPE,
+            data.SCHEMA_VERSION,
+            data.model_dump(mode="json"),
             id=id,
             source=self._what.source,
-            type=data.TYPE,
             time=datetime.now(UTC),
             subject=key,
-            schemaversion=data.SCHEMA_VERSION,
             epoch=self._epoch,
             streamversion=streamversion,
             position=position,
-            data=data,
         )
         assert self._what.states_topic is not None
-        return Message(Partition(self._what.states_topic.name, number), key.encode(), event.encode())
+        return Message(Partition(self._what.states_topic.name, number), key.encode(), value)

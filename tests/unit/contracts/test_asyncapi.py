@@ -13,7 +13,7 @@ from deploy.contracts.__main__ import DIRECTORY
 from deploy.contracts.asyncapi import CHANNELS
 from services.keys.worker import PUBLICATION as KEYS
 from services.tickets.worker import PUBLICATION as TICKETS
-from shared.events import topics
+from shared.events import CONTENT_TYPE, topics
 from shared.events.schemas import ALL
 from shared.events.topics import Topic
 
@@ -57,6 +57,14 @@ def test_every_reference_leads_somewhere() -> None:
 
 def test_only_the_states_with_their_hashes_are_private() -> None:
     assert [channel.topic.name for channel in CHANNELS if channel.private] == ["key-states"]
+
+
+def test_every_record_says_what_it_is_in_a_header() -> None:
+    assert API["defaultContentType"] == CONTENT_TYPE[1].decode()
+    for message in API["components"]["messages"].values():
+        headers = message["headers"]
+        assert headers["properties"]["content-type"]["const"] == API["defaultContentType"]
+        assert headers["required"] == list(headers["properties"])
 
 
 @pytest.mark.parametrize("publication", [KEYS, TICKETS], ids=lambda publication: publication.source)
