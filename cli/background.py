@@ -18,7 +18,8 @@ from deploy.local.supervisor import read_status
 
 _LOG = "supervisor"
 _POLL_SECONDS = 0.05
-_STOP_SECONDS = 90.0
+_STOP_SECONDS = 15.0
+"""What the supervisor itself may take to stop, besides its processes."""
 _TIMESTAMP = re.compile(r"^\d{4}-\d\d-\d\dT\S+ ")
 
 
@@ -53,12 +54,13 @@ def stop(directory: Directory, say: Callable[[str], None]) -> bool:
     holder = directory.holder()
     if holder is None:
         return False
+    patience = read_status(directory)["stop_seconds"] + _STOP_SECONDS
     with contextlib.suppress(ProcessLookupError):
         os.kill(holder, signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_SECONDS
+    deadline = time.monotonic() + patience
     while directory.holder() == holder:
         if time.monotonic() > deadline:
-            say(f"It did not end within {_STOP_SECONDS:g} s: killed.")
+            say(f"It did not end within {patience:g} s: killed.")
             os.kill(holder, signal.SIGKILL)
             deadline = float("inf")
         time.sleep(_POLL_SECONDS)

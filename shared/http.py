@@ -24,7 +24,7 @@ from shared.errors import BadRequest, Invalid, Problem
 from shared.identity import load_public_keys
 from shared.process import Part, until_signalled
 from shared.settings import ServiceSettings
-from shared.telemetry import Check, internal_server
+from shared.telemetry import Check
 
 _MAX_BODY = 1024 * 1024
 _log = structlog.get_logger()
@@ -198,8 +198,8 @@ async def serve(
     app = create_app(name, settings.identity_public_keys)
     app.include_router(router)
     app.state.context = context
-    async with internal_server(settings.internal_host, settings.internal_port, checks or {}):
-        await until_signalled(http_server(app, settings.host, settings.port), *parts)
+    serving = http_server(app, settings.host, settings.port)
+    await until_signalled(settings.internal, checks or {}, serving, *parts, leave=settings.leave_seconds)
 
 
 def http_server(app: ASGIApp, host: str, port: int) -> Part:

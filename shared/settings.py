@@ -12,6 +12,7 @@ from typing import Annotated, TypeVar
 from pydantic import Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from typing_extensions import override
 
 EX_CONFIG = 78  # sysexits.h
 
@@ -19,8 +20,16 @@ SECRETS = Path("/run/secrets")
 """Where containers have their secrets: any setting may be a file here that is named after its variable."""
 
 
-class PartitionsChanged(ValueError):  # noqa: N818 - a state, not a mistake of the code
-    """A topic has another number of partitions than the settings say: no restart will mend it."""
+class WrongSettings(Exception):  # noqa: N818 - a state, not a mistake of the code
+    """What the settings say can't be: no restart will mend it. The text is for who set them."""
+
+
+class PartitionsChanged(WrongSettings):
+    """A topic, or the edge's replica of one, has another number of partitions than the settings say; it is fixed for ever."""
+
+    @override
+    def __str__(self) -> str:
+        return f"KEYLEDGER_PARTITIONS: {super().__str__()}"
 
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -52,6 +61,12 @@ class Base(BaseSettings):
         validation_alias="KEYLEDGER_INTERNAL_PORT",
         description="The port of /livez, /readyz and /metrics; 0 takes any that is free.",
     )
+    leave_seconds: float = Field(
+        default=0,
+        validation_alias="KEYLEDGER_LEAVE_SECONDS",
+        ge=0,
+        description="Seconds after SIGTERM in which /readyz says 503 and requests are still taken, for load balancers to see it.",
+    )
     partitions: int = Field(
         default=6,
         validation_alias="KEYLEDGER_PARTITIONS",
@@ -69,6 +84,11 @@ class Base(BaseSettings):
         le=9,
         description="Copies that must have a record before it counts as written.",
     )
+
+    @property
+    def internal(self) -> tuple[str, int]:
+        """Host and port of /livez, /readyz and /metrics."""
+        return self.internal_host, self.internal_port
 
 
 class ServiceSettings(Base):

@@ -73,6 +73,8 @@ async def internal_server(
     check's detail (and `extra` beside them); /metrics is the Prometheus text format.
     """
 
+    asked: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             async with asyncio.timeout(_DEADLINE):
@@ -84,11 +86,21 @@ async def internal_server(
         finally:
             writer.close()
 
-    server = await asyncio.start_server(serve, host, port, limit=_MAX_HEAD)
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(serve(reader, writer))
+        asked[task] = writer
+        task.add_done_callback(asked.pop)
+
+    server = await asyncio.start_server(connected, host, port, limit=_MAX_HEAD)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
+        # Cancelled, as the loop does with what is left, each would be told of with a traceback.
+        for writer in asked.values():
+            writer.transport.abort()
+        if asked:
+            await asyncio.wait(asked, timeout=_DEADLINE)
 
 
 def readiness(checks: Checks, extra: Callable[[], dict[str, Any]] | None = None) -> tuple[bool, dict[str, Any]]:

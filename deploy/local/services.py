@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,8 @@ from deploy.local.ports import Ports
 from deploy.local.servers import Servers
 from deploy.local.spec import Spec
 from deploy.local.state import SERVICES, State
+from services.edge.settings import DRAIN_SECONDS, stop_seconds
+from shared.process import ENDING_SECONDS
 
 PORT_NAMES = (
     "edge",
@@ -22,8 +26,8 @@ PORT_NAMES = (
     "sample-traffic-internal",
 )
 
-_STOP_SECONDS = 20.0
-"""Longer than a process takes to finish the requests or the batch in its hands."""
+_STOP_SECONDS = ENDING_SECONDS + 5
+"""What a process takes to end, once it has left its load balancer, and a little."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,7 @@ class Services:
             command=_python(f"services.{service}", role),
             env=self._settings(service, internal),
             probe=probes.http(internal),
-            stop_seconds=_STOP_SECONDS,
+            stop_seconds=_leave_seconds() + _STOP_SECONDS,
         )
 
     def _edge(self) -> Spec:
@@ -113,7 +117,7 @@ class Services:
             command=_python("services.edge"),
             env=self._common(internal) | own | apis | routes,
             probe=probes.http(internal),
-            stop_seconds=_STOP_SECONDS,
+            stop_seconds=stop_seconds(_leave_seconds(), _number("KEYLEDGER_EDGE_DRAIN_SECONDS", DRAIN_SECONDS)),
         )
 
     def _job(self, name: str, command: tuple[str, ...], service: str) -> Spec:
@@ -139,6 +143,17 @@ class Services:
 
     def _api(self, service: str) -> str:
         return f"http://127.0.0.1:{self.ports[f'{service}-api']}"
+
+
+def _leave_seconds() -> float:
+    return _number("KEYLEDGER_LEAVE_SECONDS", 0)
+
+
+def _number(variable: str, default: float) -> float:
+    """A number that the processes get from this one's environment; what is none, they refuse with better words."""
+    with contextlib.suppress(ValueError):
+        return float(os.environ.get(variable, default))
+    return default
 
 
 def _python(module: str, *arguments: str) -> tuple[str, ...]:

@@ -119,13 +119,22 @@ class Supervisor:
             return False
         return all(process.ready for process in self._processes) and all(each["ready"] for each in below)
 
+    def _stop_seconds(self) -> float:
+        """What `stop` takes at most: its stages one after the other, each as long as the slowest in it may take."""
+        slowest: dict[str, float] = {}
+        for process in self._processes:
+            stage = _stage(process)
+            slowest[stage] = max(slowest.get(stage, 0), process.spec.stop_seconds)
+        return sum(slowest.values())
+
     def _tell(self, news: str) -> None:
         if not self._stopping:
             self._report(news)
 
     def _publish(self) -> None:
         rows = [row for process in self._processes for row in _rows(process)]
-        write_status(self._directory, {"url": self.url, "ready": self._ready(), "processes": rows})
+        status = {"url": self.url, "ready": self._ready(), "stop_seconds": self._stop_seconds(), "processes": rows}
+        write_status(self._directory, status)
         self._changed.set()
 
 
@@ -137,8 +146,9 @@ def write_status(directory: Directory, status: dict[str, Any]) -> None:
 
 
 def read_status(directory: Directory) -> dict[str, Any]:
-    """`{"url", "ready", "processes": [{"name", "role", "pid", "ready", "restarts"}]}`; no processes if no supervisor runs."""
-    stopped: dict[str, Any] = {"url": "", "ready": False, "processes": []}
+    """`{"url", "ready", "stop_seconds", "processes": [{"name", "role", "pid", "ready", "restarts"}]}`: what ending it takes
+    at most, and no processes if no supervisor runs."""
+    stopped: dict[str, Any] = {"url": "", "ready": False, "stop_seconds": 0, "processes": []}
     try:
         status = json.loads(directory.status.read_text())
     except FileNotFoundError:

@@ -22,7 +22,7 @@ from deploy.sample import desk
 from deploy.sample.keys import Keys, SampleKey
 from deploy.sample.scene import CLIENTS, DESK, Call, Client
 from shared.process import run, until_signalled
-from shared.telemetry import Check, configure_logging, internal_server
+from shared.telemetry import Check, configure_logging
 
 _TIDE_SECONDS = 900.0
 """Traffic rises and falls by half in this time, as it does over a day."""
@@ -125,8 +125,7 @@ def _tide(now: float) -> float:
 
 async def _main(keys_file: Path, internal: int) -> None:
     traffic = Traffic(os.environ["KEYLEDGER_URL"], os.environ["KEYLEDGER_API_KEY"], keys_file)
-    async with internal_server("127.0.0.1", internal, {"keys": traffic.check}):
-        await until_signalled(traffic.run)
+    await until_signalled(("127.0.0.1", internal), {"keys": traffic.check}, traffic.run)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from shared.http import http_server
 from shared.process import run, until_signalled
-from shared.telemetry import Check, configure_logging, internal_server
+from shared.telemetry import configure_logging
 
 AUDIENCE = "route:echo"
 """The route's name says who a token is for: one for another route is refused."""
@@ -78,8 +78,7 @@ def _told(request: Request, identity: dict[str, Any]) -> dict[str, Any]:
 
 async def _serve(port: int, internal: int) -> None:
     app = create_app(os.environ["KEYLEDGER_URL"])
-    async with internal_server("127.0.0.1", internal, {"upstream": lambda: Check(True)}):
-        await until_signalled(http_server(app, "127.0.0.1", port))
+    await until_signalled(("127.0.0.1", internal), {}, http_server(app, "127.0.0.1", port))
 
 
 def main() -> None:

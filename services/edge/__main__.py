@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from services.edge.main import main
 
-main(sys.argv[1:])
+main()

@@ -26,17 +26,16 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from services.edge.serving.process import listen
-from services.edge.settings import EdgeSettings
-from shared.settings import EX_CONFIG
-from shared.telemetry import Check, internal_server
+from services.edge.settings import STOP_SECONDS, EdgeSettings
+from shared.process import until_signalled
+from shared.settings import EX_CONFIG, WrongSettings
+from shared.telemetry import Check
 
 _BACK_OFF_SECONDS = (0.1, 5.0)
 _STEADY_SECONDS = 10.0
 _POLL_SECONDS = (0.1, 1.0)
 _METRICS_SECONDS = 5.0
 _ANSWER_SECONDS = 2.0
-_KILL_SECONDS = 5.0
-_SHIP_SECONDS = 12.0
 _log = structlog.get_logger()
 
 
@@ -50,6 +49,7 @@ class Child:
     port: int = 0
     restarts: int = 0
     ready: bool = False
+    ever_ready: bool = False
     detail: str = "not started"
     metrics: str = ""
 
@@ -62,43 +62,97 @@ class Child:
 
 
 async def run(settings: EdgeSettings) -> None:
-    """Runs the edge until SIGTERM or SIGINT."""
+    """Runs the edge until SIGTERM or SIGINT. Raises `WrongSettings` when a child can't run with them."""
     lock, listening = _prepare(settings)
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    port = listening.getsockname()[1]
-    environment = os.environ | {
-        "KEYLEDGER_EDGE_PARENT": str(os.getpid()),
-        "KEYLEDGER_EDGE_SESSION": secrets.token_hex(8),
-        "KEYLEDGER_EDGE_SOCKET": str(listening.fileno()),
-    }
-    serving, agent = Child("serving", (listening.fileno(),)), Child("agent")
-    children = [serving, agent]
-    _report(children)
-    checks = {child.role: lambda child=child: Check(child.ready, child.detail) for child in children}
-    extra = {"port": port}
-    async with internal_server(
-        settings.internal_host,
-        settings.internal_port,
+    parent = Parent(settings, listening)
+    _report(parent.children)
+    checks = {child.role: lambda child=child: Check(child.ready, child.detail) for child in parent.children}
+    await until_signalled(
+        settings.internal,
         checks,
-        lambda: extra | {"processes": [child.row() for child in children]},
-    ):
-        _log.info("edge started", port=port, edge=settings.edge_id())
-        keepers = {child.role: asyncio.ensure_future(_keep(child, environment, stop)) for child in children}
-        pollers = [asyncio.ensure_future(_poll(child)) for child in children]
-        await stop.wait()
-        listening.close()
-        # The agent last: it ships what the serving process wrote in the end.
-        await _end(serving, keepers["serving"], settings.drain_seconds + _KILL_SECONDS)
-        await _end(agent, keepers["agent"], 2 * _KILL_SECONDS)
-        for poller in pollers:
-            poller.cancel()
+        parent.run,
+        leave=settings.leave_seconds,
+        patience=settings.stop_seconds,
+        extra=parent.page,
+    )
     os.close(lock)
 
 
+class Parent:
+    """Keeps both children running, until it is told to stop."""
+
+    def __init__(self, settings: EdgeSettings, listening: socket.socket) -> None:
+        self._settings = settings
+        self._listening = listening
+        self._port = listening.getsockname()[1]
+        self.serving, self.agent = Child("serving", (listening.fileno(),)), Child("agent")
+        self.children = [self.serving, self.agent]
+
+    def page(self) -> dict[str, Any]:
+        """What /readyz says besides the checks."""
+        return {"port": self._port, "processes": [child.row() for child in self.children]}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`. Raises `WrongSettings` when a child says so while nothing was ever served."""
+        environment = os.environ | {
+            "KEYLEDGER_EDGE_PARENT": str(os.getpid()),
+            "KEYLEDGER_EDGE_SESSION": secrets.token_hex(8),
+            "KEYLEDGER_EDGE_SOCKET": str(self._listening.fileno()),
+        }
+        _log.info("edge started", port=self._port, edge=self._settings.edge_id())
+        keepers = [asyncio.ensure_future(self._keep(child, environment, stop)) for child in self.children]
+        pollers = [asyncio.ensure_future(_poll(child)) for child in self.children]
+        stopped = asyncio.ensure_future(stop.wait())
+        # A keeper ends before only when there is nothing to keep.
+        await asyncio.wait([*keepers, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stop.set()
+        self._listening.close()
+        # The agent last: it ships what the serving process wrote in the end.
+        await _end(self.serving, keepers[0], self._settings.serving_stop_seconds)
+        await _end(self.agent, keepers[1], 2 * STOP_SECONDS)
+        for poller in pollers:
+            poller.cancel()
+        await asyncio.gather(*keepers)
+
+    async def _keep(self, child: Child, environment: dict[str, str], stop: asyncio.Event) -> None:
+        """Keeps a child running until told to stop."""
+        least, most = _BACK_OFF_SECONDS
+        wait = least
+        loop = asyncio.get_running_loop()
+        while not stop.is_set():
+            started = loop.time()
+            status = await _run(child, environment, stop)
+            if stop.is_set():
+                return
+            if status == EX_CONFIG and not self.serving.ever_ready:
+                raise WrongSettings(f"the {child.role} process can't run with these settings: see above")
+            wait = least if loop.time() - started > _STEADY_SECONDS else min(wait * 2, most)
+            _log.error("a child has ended", role=child.role, status=status, again_in_seconds=wait)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), wait)
+            child.restarts += 1
+
+
+async def _run(child: Child, environment: dict[str, str], stop: asyncio.Event) -> int:
+    """One life of a child: its exit status."""
+    child.port = _free_port()
+    child.process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "services.edge",
+        child.role,
+        env=environment | {"KEYLEDGER_INTERNAL_HOST": "127.0.0.1", "KEYLEDGER_INTERNAL_PORT": str(child.port)},
+        pass_fds=child.fds,
+    )
+    if stop.is_set():
+        child.process.send_signal(signal.SIGTERM)
+    status = await child.process.wait()
+    child.ready, child.detail = False, f"ended with status {status}"
+    return status
+
+
 def _prepare(settings: EdgeSettings) -> tuple[int, socket.socket]:
-    """Takes the data directory and opens the socket, or ends the process with all that is wrong."""
+    """Takes the data directory and opens the socket, or raises `WrongSettings` with all that is wrong."""
     errors: list[str] = []
     lock, listening = -1, None
     try:
@@ -112,8 +166,7 @@ def _prepare(settings: EdgeSettings) -> tuple[int, socket.socket]:
     except OSError as error:
         errors.append(f"KEYLEDGER_EDGE_PORT: {settings.host}:{settings.port}: {error.strerror}")
     if errors or listening is None:
-        sys.stderr.write("\n".join(errors) + "\n")
-        raise SystemExit(EX_CONFIG)
+        raise WrongSettings("\n".join(errors))
     return lock, listening
 
 
@@ -144,35 +197,6 @@ def _write(path: Path, text: str) -> None:
     draft.rename(path)
 
 
-async def _keep(child: Child, environment: dict[str, str], stop: asyncio.Event) -> None:
-    """Keeps a child running until told to stop."""
-    least, most = _BACK_OFF_SECONDS
-    wait = least
-    loop = asyncio.get_running_loop()
-    while not stop.is_set():
-        started = loop.time()
-        child.port = _free_port()
-        child.process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "services.edge",
-            child.role,
-            env=environment | {"KEYLEDGER_INTERNAL_HOST": "127.0.0.1", "KEYLEDGER_INTERNAL_PORT": str(child.port)},
-            pass_fds=child.fds,
-        )
-        if stop.is_set():
-            child.process.send_signal(signal.SIGTERM)
-        status = await child.process.wait()
-        child.ready, child.detail = False, f"ended with status {status}"
-        if stop.is_set():
-            return
-        wait = least if loop.time() - started > _STEADY_SECONDS else min(wait * 2, most)
-        _log.error("a child has ended", role=child.role, status=status, again_in_seconds=wait)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), wait)
-        child.restarts += 1
-
-
 def _free_port() -> int:
     # Somebody may take it before the child does: the child then ends, and gets another.
     with socket.socket() as probe:
@@ -185,14 +209,13 @@ async def _end(child: Child, keeper: asyncio.Future[None], patience: float) -> N
     if process is not None and process.returncode is None:
         with suppress(ProcessLookupError):
             process.send_signal(signal.SIGTERM)
-    try:
-        await asyncio.wait_for(asyncio.shield(keeper), patience)
-    except TimeoutError:
+    done, _ = await asyncio.wait([keeper], timeout=patience)
+    if not done:
         _log.error("a child did not end in time", role=child.role)
         if child.process is not None:
             with suppress(ProcessLookupError):
                 child.process.kill()
-        await keeper
+        await asyncio.wait([keeper])
 
 
 async def _poll(child: Child) -> None:
@@ -208,6 +231,7 @@ async def _poll(child: Child) -> None:
         found = await _get(child.port, "/readyz")
         if child.process.pid == pid and child.process.returncode is None:
             child.ready, child.detail = _judge(found)
+            child.ever_ready |= child.ready
         if found and loop.time() >= metrics_due:
             child.metrics = await _get(child.port, "/metrics") or child.metrics
             metrics_due = loop.time() + _METRICS_SECONDS

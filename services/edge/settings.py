@@ -31,6 +31,17 @@ def _identity_key(path: Path) -> Path:
     return path
 
 
+STOP_SECONDS = 5.0
+"""What a serving process may take to stop besides its drain; an agent, which ships what is left, twice that."""
+
+DRAIN_SECONDS = 10.0
+
+
+def stop_seconds(leave: float, drain: float) -> float:
+    """What an edge takes to stop at most, for who ends it: the serving process, then the agent, then the parent."""
+    return leave + drain + 4 * STOP_SECONDS
+
+
 class EdgeSettings(Base):
     """Settings of the parent, the serving process and the agent alike."""
 
@@ -84,7 +95,7 @@ class EdgeSettings(Base):
     response_seconds: float = Field(
         default=TIMEOUT_SECONDS, gt=0, description="For a response's head, where a route says nothing."
     )
-    drain_seconds: float = Field(default=10, ge=0, description="For requests in flight after SIGTERM.")
+    drain_seconds: float = Field(default=DRAIN_SECONDS, ge=0, description="For requests in flight after SIGTERM.")
     connections_max: int = Field(
         default=10_000, ge=1, description="Connections of clients; more are answered with 503."
     )
@@ -106,6 +117,16 @@ class EdgeSettings(Base):
     session: str = Field(default="", description="This run of the edge; its parent says so to its children.")
     socket: int | None = Field(default=None, description="The listening socket that the parent opened.")
     parent: int | None = Field(default=None, description="The parent's process id.")
+
+    @property
+    def serving_stop_seconds(self) -> float:
+        """A serving process has ended so long after SIGTERM: it drains, and then writes what it cut off."""
+        return self.drain_seconds + STOP_SECONDS
+
+    @property
+    def stop_seconds(self) -> float:
+        """The whole edge has ended so long after SIGTERM."""
+        return stop_seconds(self.leave_seconds, self.drain_seconds)
 
     @property
     def edge_id_path(self) -> Path:

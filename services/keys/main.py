@@ -10,7 +10,6 @@ from pathlib import Path
 from services.keys.settings import Settings
 from shared.postgres import BATCH_STATEMENT, MIGRATIONS, migrate, open_pool
 from shared.process import Apart, run_role, until_signalled
-from shared.telemetry import internal_server
 
 
 def main() -> None:
@@ -49,6 +48,4 @@ async def _worker(settings: Settings) -> None:
         usage = usage_consumer(settings, pool)
         # Totals that make no sense must not keep revocations from the edges.
         consumer = Apart(usage.run, usage.checks())
-        checks = relay.checks() | consumer.checks()
-        async with internal_server(settings.internal_host, settings.internal_port, checks):
-            await until_signalled(relay.run, consumer.run)
+        await until_signalled(settings.internal, relay.checks() | consumer.checks(), relay.run, consumer.run)

@@ -10,7 +10,6 @@ from pathlib import Path
 from services.stats.settings import Settings
 from shared.postgres import BATCH_STATEMENT, MIGRATIONS, migrate, open_pool
 from shared.process import run_role, until_signalled
-from shared.telemetry import internal_server
 
 
 def main() -> None:
@@ -36,5 +35,4 @@ async def _worker(settings: Settings) -> None:
 
     async with open_pool(settings.database, size=2, statement=BATCH_STATEMENT) as pool:
         taking_in = consumer(settings, pool)
-        async with internal_server(settings.internal_host, settings.internal_port, taking_in.checks()):
-            await until_signalled(taking_in.run)
+        await until_signalled(settings.internal, taking_in.checks(), taking_in.run)

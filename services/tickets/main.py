@@ -10,7 +10,6 @@ from pathlib import Path
 from services.tickets.settings import Settings
 from shared.postgres import MIGRATIONS, migrate, open_pool
 from shared.process import run_role, until_signalled
-from shared.telemetry import internal_server
 
 
 def main() -> None:
@@ -35,5 +34,4 @@ async def _worker(settings: Settings) -> None:
     from shared.relay.loop import Relay
 
     relay = Relay(settings, settings.database, PUBLICATION)
-    async with internal_server(settings.internal_host, settings.internal_port, relay.checks()):
-        await until_signalled(relay.run)
+    await until_signalled(settings.internal, relay.checks(), relay.run)

@@ -10,7 +10,6 @@ from pathlib import Path
 from services.usage.settings import Settings
 from shared.postgres import BATCH_STATEMENT, MIGRATIONS, migrate, open_pool
 from shared.process import run_role, until_signalled
-from shared.telemetry import internal_server
 
 
 def main() -> None:
@@ -38,6 +37,4 @@ async def _worker(settings: Settings) -> None:
     publisher = Publisher(settings)
     async with open_pool(settings.database, size=2, statement=BATCH_STATEMENT) as pool:
         consumer = request_consumer(settings, pool)
-        checks = consumer.checks() | publisher.checks()
-        async with internal_server(settings.internal_host, settings.internal_port, checks):
-            await until_signalled(consumer.run, publisher.run)
+        await until_signalled(settings.internal, consumer.checks() | publisher.checks(), consumer.run, publisher.run)

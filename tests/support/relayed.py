@@ -131,7 +131,7 @@ def _main() -> None:
     die_with_parent()
     settings = load(Base)
     configure_logging("info", pid=str(os.getpid()))
-    run(until_signalled(Relay(settings, os.environ["TEST_DATABASE"], PUBLICATION).run))
+    run(until_signalled(settings.internal, {}, Relay(settings, os.environ["TEST_DATABASE"], PUBLICATION).run))
 
 
 if __name__ == "__main__":

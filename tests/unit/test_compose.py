@@ -12,11 +12,12 @@ from deploy.containers.secrets import make
 from deploy.local.kafka import ONE_BROKER, SMALL_MACHINE
 from deploy.local.postgres import SETTINGS
 from deploy.local.state import SERVICES
-from services.edge.settings import EdgeSettings
+from services.edge.settings import EdgeSettings, stop_seconds
 from services.keys.settings import Settings as Keys
 from services.stats.settings import Settings as Stats
 from services.tickets.settings import Settings as Tickets
 from services.usage.settings import Settings as Usage
+from shared.process import ENDING_SECONDS
 from tests.support.containers import kafka_variable
 
 ROOT = Path(__file__).parents[2]
@@ -75,3 +76,15 @@ def test_secrets_are_made_once_and_what_is_there_stays(tmp_path: Path) -> None:
     assert (tmp_path / "edge" / "identity.pem").stat().st_mode & 0o777 == 0o600
     make(tmp_path)
     assert {path: path.read_text() for path in tmp_path.glob("*/*")} == before
+
+
+def grace_seconds(section: str) -> int:
+    found = re.search(r"stop_grace_period: (\d+)s", COMPOSE.partition(f"\n{section}:")[2])
+    assert found is not None
+    return int(found[1])
+
+
+def test_processes_have_the_time_to_end_that_they_may_take() -> None:
+    edge = EdgeSettings.model_fields
+    assert grace_seconds("  edge") >= stop_seconds(edge["leave_seconds"].default, edge["drain_seconds"].default)
+    assert grace_seconds("x-process") > ENDING_SECONDS

@@ -99,7 +99,7 @@ class Follower:
         return (boot_ns() - oldest) / SECOND if oldest else None
 
     async def run(self) -> None:
-        """For ever, until cancelled. `PartitionsChangedError` when the topic has another number."""
+        """For ever, until cancelled. `PartitionsChanged` when the topic has another number."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch())
             group.create_task(self._follow())

@@ -22,33 +22,34 @@ from services.edge.agent.retention import Retention
 from services.edge.agent.shipper import Shipper, first_of
 from services.edge.agent.snapshots import Snapshots
 from services.edge.agent.status import StatusPublisher
-from services.edge.replica.writer import PartitionsChangedError, ReplicaWriter
+from services.edge.replica.writer import ReplicaWriter
 from services.edge.settings import EdgeSettings
-from shared.telemetry import Check, Checks, internal_server
+from shared.process import until_signalled
+from shared.settings import PartitionsChanged
+from shared.telemetry import Check, Checks
 
 _DRAIN = 5.0
 _AGAIN = 1.0
 
 
-async def run(settings: EdgeSettings, stop: asyncio.Event) -> None:
-    """Until `stop`; then what is in the logs is shipped, for 5 s at most, and the edge says that it has stopped.
+async def run(settings: EdgeSettings) -> None:
+    """Until SIGTERM; then what is in the logs is shipped, for 5 s at most, and the edge says that it has stopped.
 
-    Raises `PartitionsChangedError` when a topic or the replica has another number of partitions than the settings say.
+    Raises `PartitionsChanged` when a topic or the replica has another number of partitions than the settings say.
     """
     try:
         agent = Agent(settings)
         REGISTRY.register(Figures(agent))
-        async with internal_server(settings.internal_host, settings.internal_port, agent.checks()):
-            await agent.run(stop)
+        await until_signalled(settings.internal, agent.checks(), agent.run)
     except BaseExceptionGroup as group:
         raise (contradiction(group) or group) from None
 
 
-def contradiction(group: BaseExceptionGroup[BaseException]) -> PartitionsChangedError | None:
+def contradiction(group: BaseExceptionGroup[BaseException]) -> PartitionsChanged | None:
     """What a part found to contradict the settings, which no restart will mend; None: it ended for another reason."""
-    found, _ = group.split(PartitionsChangedError)
+    found, _ = group.split(PartitionsChanged)
     error = first_of(found) if found else None
-    return error if isinstance(error, PartitionsChangedError) else None
+    return error if isinstance(error, PartitionsChanged) else None
 
 
 class Agent:

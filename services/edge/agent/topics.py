@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from services.edge.replica.writer import PartitionsChangedError
 from shared.events.topics import Topic
 from shared.kafka import ensure_topics, partition_count
-from shared.settings import Base
+from shared.settings import Base, PartitionsChanged
 
 
 async def ensure(settings: Base, topic: Topic) -> None:
-    """Makes the topic if it is missing. Raises `KafkaUnavailable`, `PartitionsChangedError`."""
-    try:
-        await ensure_topics(settings, [topic])
-    except ValueError as error:
-        raise PartitionsChangedError(str(error)) from None
+    """Makes the topic if it is missing. Raises `KafkaUnavailable`, `PartitionsChanged`."""
+    await ensure_topics(settings, [topic])
 
 
 async def exists(settings: Base, topic: Topic) -> bool:
     """Whether the topic, which another service makes, is there yet. Raises as `ensure` does."""
     count = await partition_count(settings.kafka, topic.name)
     if count not in (0, settings.partitions):
-        raise PartitionsChangedError(f"topic {topic.name} has {count} partitions, not {settings.partitions}")
+        raise PartitionsChanged(f"topic {topic.name} has {count} partitions, not {settings.partitions}")
     return count > 0

@@ -21,18 +21,15 @@ from services.edge.clock import boot_id
 from services.edge.disk import allocate, sync_directory
 from services.edge.replica.files import META, Environment, Meta, current, decode_meta, environments
 from services.edge.replica.rules import StateBatch, Update
+from shared.settings import PartitionsChanged
 
-__all__ = ["PartitionsChangedError", "ReplicaWriter", "StateBatch"]
+__all__ = ["ReplicaWriter", "StateBatch"]
 
 T = TypeVar("T")
 
 _ROOM_BYTES = 4 * 1024 * 1024
 _log = structlog.get_logger()
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class PartitionsChangedError(Exception):
-    """The topic has another number of partitions than the replica was made for; that is fixed for ever."""
 
 
 class ReplicaWriter:
@@ -53,7 +50,7 @@ class ReplicaWriter:
         """Opens the replica in the directory `path`, or begins one; damaged files are thrown away, Kafka has it all.
 
         In another `session` (run of the edge) than the last it is not ready until declared so. Raises
-        `PartitionsChangedError`; `lmdb.Error` or `OSError` when the disk won't have it, and may then be tried again.
+        `PartitionsChanged`; `lmdb.Error` or `OSError` when the disk won't have it, and may then be tried again.
         """
         path.mkdir(parents=True, exist_ok=True)
         self = cls._reopen(path) or cls._create(path, _fresh(partitions, session))
@@ -64,7 +61,7 @@ class ReplicaWriter:
         if self.meta.partitions != partitions:
             held = self.meta.partitions
             self.close()
-            raise PartitionsChangedError(
+            raise PartitionsChanged(
                 f"key-states has {partitions} partitions, the replica was made for {held}; "
                 f"if the topic was made anew, delete {path}: it is a copy"
             )

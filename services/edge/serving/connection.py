@@ -215,10 +215,19 @@ class ClientConnection(asyncio.Protocol):
         elif exchange is not None and recheck:
             exchange.recheck()
 
+    @property
+    def reads_head(self) -> bool:
+        """Whether the head of a request, or nothing yet, is read."""
+        return self._state is _HEAD
+
     def drain(self) -> None:
         """Ends the connection unless a request is under way."""
         if self._state in {_HEAD, _UNWANTED} and not self._buffer:
             self._close()
+
+    def turn_away(self) -> None:
+        """Ends the connection before the request that it began: another process takes it."""
+        self._refuse(answers.UNAVAILABLE, "draining")
 
     def _expire(self) -> None:
         """The answer to a client that is too slow: 408 while it can have one, or the end of the connection."""

@@ -32,8 +32,8 @@ class Clients:
         return ClientConnection(self)
 
     def crowded(self) -> bool:
-        """Whether there are more connections than may be."""
-        return len(self._open) > self._max
+        """Whether there are more connections than may be, or none is to be any more."""
+        return len(self._open) > self._max or self.draining
 
     def add(self, connection: ClientConnection) -> None:
         """Takes care of a connection."""
@@ -64,6 +64,16 @@ class Clients:
             connection.drain()
         if not self._open:
             self.drained.set()
+
+    def admitting(self) -> bool:
+        """Whether a request may still be admitted: one whose head has begun to come."""
+        return any(connection.reads_head for connection in self._open)
+
+    def turn_away(self) -> None:
+        """Admits nothing any more: who has not sent its request's head by now is told to send it elsewhere."""
+        for connection in tuple(self._open):
+            if connection.reads_head:
+                connection.turn_away()
 
     def abort(self) -> None:
         """Drops all that is left."""

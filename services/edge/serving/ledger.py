@@ -72,6 +72,17 @@ class Ledger:
             if settled is passage:
                 self._pending[index] = passage, status, now_ns, release
 
+    def note_all(self) -> bool:
+        """Notes every request that is open, however short: whoever reads the log from now on finds all that was admitted.
+
+        False when that could not be written.
+        """
+        for passage in self._open:
+            self._note_one(passage)
+        self._open.clear()
+        self._flush()
+        return not self._carried
+
     def close(self) -> None:
         """Writes what is buffered, and ends the log."""
         if self._timer is not None:

@@ -9,8 +9,8 @@ import fcntl
 import gc
 import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import closing
+from pathlib import Path
 
 import structlog
 from prometheus_client import REGISTRY
@@ -29,12 +29,14 @@ from services.edge.serving.ledger import Ledger
 from services.edge.serving.metrics import Metrics
 from services.edge.settings import EdgeSettings
 from services.edge.upstream.pool import Pool
-from shared.telemetry import Check, internal_server
+from shared.process import until_signalled
+from shared.telemetry import Check
 
 BACKLOG = 1024
 _SLOT = "0"
 _POLL_SECONDS = 0.02
 _SWEEP_SECONDS = 0.25
+_HEADS_POLLS = 50
 _log = structlog.get_logger()
 
 
@@ -108,15 +110,19 @@ class Serving:
         )
 
 
-async def run(settings: EdgeSettings, stop: asyncio.Event) -> None:
-    """Serves until `stop` is set, and drains."""
+async def run(settings: EdgeSettings) -> None:
+    """Serves until SIGTERM, and drains."""
     serving = Serving(settings)
     REGISTRY.register(serving.metrics)
     checks = {name: (lambda name=name: serving.checks()[name]) for name in ("slot", "log", "replica")}
-    async with internal_server(settings.internal_host, settings.internal_port, checks), _slot(settings, stop):
-        if not stop.is_set():
-            _restore(serving)
-            await _serve(serving, stop)
+
+    async def part(stop: asyncio.Event) -> None:
+        with closing(Slot(settings.slots_path)) as slot:
+            if await slot.taken(stop):
+                _restore(serving)
+                await _serve(serving, slot, stop)
+
+    await until_signalled(settings.internal, checks, part, patience=settings.serving_stop_seconds)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -133,21 +139,31 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-@asynccontextmanager
-async def _slot(settings: EdgeSettings, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Holds the slot: while another process may still admit, what it admits is not in our limits."""
-    settings.slots_path.mkdir(parents=True, exist_ok=True)
-    fd = os.open(settings.slots_path / f"{_SLOT}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
+class Slot:
+    """The right to admit, one process's at a time: what another may still admit is not in our limits."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(directory / f"{_SLOT}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    async def taken(self, stop: asyncio.Event) -> bool:
+        """Waits for the process before to give it up; False when `stop` was set meanwhile."""
         while not stop.is_set():
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 await asyncio.sleep(_POLL_SECONDS)
-        yield
-    finally:
-        os.close(fd)
+            else:
+                return True
+        return False
+
+    def give_up(self) -> None:
+        """Lets the next process admit: this one never does again."""
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Gives it up, if that was not done."""
+        os.close(self._file)
 
 
 def _restore(serving: Serving) -> None:
@@ -161,7 +177,7 @@ def _restore(serving: Serving) -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-async def _serve(serving: Serving, stop: asyncio.Event) -> None:
+async def _serve(serving: Serving, slot: Slot, stop: asyncio.Event) -> None:
     settings = serving.settings
     loop = asyncio.get_running_loop()
     listening = socket.socket(fileno=settings.socket) if settings.socket is not None else None
@@ -172,7 +188,7 @@ async def _serve(serving: Serving, stop: asyncio.Event) -> None:
     _log.info("serving", port=listening.getsockname()[1], log=serving.ledger.log_id)
     await stop.wait()
     server.close()
-    await _drain(serving)
+    await _drain(serving, slot)
     sweeping.cancel()
     serving.close()
 
@@ -186,12 +202,26 @@ async def _sweep(serving: Serving) -> None:
             _log.exception("the sweep failed")
 
 
-async def _drain(serving: Serving) -> None:
+async def _drain(serving: Serving, slot: Slot) -> None:
+    """Lets the requests under way end, in time, and the next process serve beside them."""
     clients = serving.clients
     clients.drain()
     try:
         async with asyncio.timeout(serving.settings.drain_seconds):
+            await _admit_the_last(clients)
+            # What is open is in the log by now, where the next process finds what counts.
+            if serving.ledger.note_all():
+                slot.give_up()
             await clients.drained.wait()
     except TimeoutError:
         clients.abort()
         await clients.drained.wait()
+
+
+async def _admit_the_last(clients: Clients) -> None:
+    """Requests whose head is on its way are still served, if it comes soon."""
+    for _ in range(_HEADS_POLLS):
+        if not clients.admitting():
+            break
+        await asyncio.sleep(_POLL_SECONDS)
+    clients.turn_away()

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from services.edge.replica.rules import StateBatch
 from shared.events.keys import Limits
 from tests.integration.edge.upstream import Seen, plain
 from tests.integration.edge.world import Raw, World, request
@@ -77,6 +78,60 @@ def test_the_drain_has_an_end(make: Make) -> None:
     assert world.wait() == 0
     assert [record.status_code for record in world.settled("/echo/never")] == [499]
     world.upstream.call(go_on.set)
+
+
+def test_a_drain_has_the_time_that_is_set(make: Make) -> None:
+    world = make(drain_seconds="600")
+    world.ready()
+    key = world.key()
+    world.start().until_ready()
+    go_on = holding(world, "/echo/long")
+    with world.raw() as client:
+        client.send(request("/echo/long", key))
+        eventually_sync(lambda: world.upstream.of("/echo/long"))
+        world.signal(signal.SIGTERM)
+        told = eventually_sync(lambda: json.loads(world.internal_any("/readyz"))["checks"]["ending"])
+        assert told == {"ready": False, "detail": "told to end, within 605 s"}
+        world.upstream.call(go_on.set)
+        assert client.response().status == 200
+    assert world.wait() == 0
+
+
+def test_a_successor_serves_while_its_predecessor_still_drains(make: Make) -> None:
+    world = make(drain_seconds="60")
+    world.ready()
+    secret = world.key(Limits(minute=3, hour=10, day=100))
+    world.start().until_ready()
+    go_on = holding(world, "/echo/long")
+    assert world.get("/echo/x", secret).status == 200
+    with world.raw() as client, world.raw() as slow:
+        slow.send(request("/echo/x", secret)[:40])
+        client.send(request("/echo/long", secret))
+        eventually_sync(lambda: world.upstream.of("/echo/long"))
+        with world.superseded():
+            assert slow.response().status == 503
+            assert slow.closed()
+            # Both admissions of the one before count here, also the one that is open there.
+            assert [world.get("/echo/x", secret).status for _ in range(2)] == [200, 429]
+            world.upstream.call(go_on.set)
+            assert client.response().status == 200
+    assert len(world.settled("/echo/long")) == 1
+
+
+def test_a_head_on_its_way_is_still_served(make: Make) -> None:
+    world = make()
+    world.ready()
+    key = world.key()
+    world.start().until_ready()
+    head = request("/echo/late", key)
+    with world.raw() as client:
+        client.send(head[:40])
+        eventually_sync(lambda: world.metric("keyledger_edge_connections") >= 1)
+        world.signal(signal.SIGTERM)
+        eventually_sync(lambda: refuses(world.port))
+        client.send(head[40:])
+        assert client.response().status == 200
+    assert world.wait() == 0
 
 
 def test_a_successor_waits_until_its_predecessor_admits_no_more(make: Make) -> None:
@@ -218,6 +273,27 @@ def test_the_parent_tells_of_its_children_and_ends_them(parent: Parent) -> None:
     assert parent.process.wait(40) == 0
     assert not any(map(alive, pids))
     assert refuses(port)
+
+
+def test_readiness_goes_off_before_the_port_does(parent: Parent) -> None:
+    port = parent.start(KEYLEDGER_LEAVE_SECONDS="1.5").until_serving()
+    assert parent.process is not None
+    parent.process.terminate()
+    eventually_sync(lambda: "ending" in parent.ready()["checks"])
+    with Raw(port) as client:
+        client.send(request("/.well-known/keyledger/jwks.json"))
+        assert client.response().status == 200
+    assert parent.process.wait(40) == 0
+
+
+def test_a_child_that_can_not_run_with_its_settings_ends_the_edge(parent: Parent) -> None:
+    parent.world.ready()
+    parent.world.writer.apply([StateBatch(0, [], 1)], 0)
+    parent.start(KEYLEDGER_PARTITIONS="3")
+    assert parent.process is not None
+    _, errors = parent.process.communicate(timeout=30)
+    assert parent.process.returncode == 78
+    assert b"KEYLEDGER_PARTITIONS: key-states has 3 partitions, the replica was made for 1" in errors
 
 
 def test_a_child_that_dies_is_started_again_and_nobody_is_refused(parent: Parent) -> None:

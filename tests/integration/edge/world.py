@@ -11,7 +11,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -222,6 +223,19 @@ class World:
                 stderr=subprocess.STDOUT,
             )
         return self
+
+    @contextmanager
+    def superseded(self) -> Iterator[None]:
+        """Ends the process and starts its successor at once; the former has ended in order when the context has."""
+        before = self._process
+        assert before is not None
+        before.send_signal(signal.SIGTERM)
+        # It listens until it has seen the signal.
+        eventually_sync(self.start)
+        self.until_ready()
+        assert before.poll() is None
+        yield
+        assert before.wait(20) == 0
 
     def until_ready(self) -> World:
         eventually_sync(self.is_ready_now)

@@ -100,9 +100,9 @@ def test_data_without_its_passwords_is_not_overwritten(directory: Directory) -> 
 
 def test_what_a_killed_holder_said_is_not_believed(directory: Directory) -> None:
     write_status(directory, {"url": "http://127.0.0.1:1", "ready": True, "processes": [{"name": "gone"}]})
-    assert read_status(directory) == {"url": "http://127.0.0.1:1", "ready": False, "processes": []}
+    assert read_status(directory) == {"url": "http://127.0.0.1:1", "ready": False, "stop_seconds": 0, "processes": []}
     with directory.held():
-        assert read_status(directory) == {"url": "", "ready": False, "processes": []}
+        assert read_status(directory) == {"url": "", "ready": False, "stop_seconds": 0, "processes": []}
 
 
 def test_one_holder_at_a_time(directory: Directory) -> None:

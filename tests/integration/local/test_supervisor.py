@@ -129,7 +129,7 @@ async def test_a_process_that_ignores_its_end_is_killed(directory: Directory) ->
 async def test_status_says_not_ready_once_it_ended(directory: Directory) -> None:
     async with supervised(directory, [], Spec("sleeper", "worker", SLEEPER)):
         assert read_status(directory)["ready"]
-    assert read_status(directory) == {"url": "", "ready": False, "processes": []}
+    assert read_status(directory) == {"url": "", "ready": False, "stop_seconds": 0, "processes": []}
 
 
 def test_killing_the_supervisor_leaves_no_process(directory: Directory) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from services.edge.agent.process import contradiction
-from services.edge.replica.writer import PartitionsChangedError
 from shared.kafka import KafkaUnavailable
+from shared.settings import PartitionsChanged
 
-WRONG = PartitionsChangedError("topic key-states has 3 partitions, not 6")
+WRONG = PartitionsChanged("topic key-states has 3 partitions, not 6")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from services.edge.replica import writer as replica_writer
 from services.edge.replica.files import environments
 from services.edge.replica.reader import NOTHING, ReplicaReader, ReplicaUnreadableError
 from services.edge.replica.readiness import Beat
-from services.edge.replica.writer import PartitionsChangedError, ReplicaWriter
+from services.edge.replica.writer import ReplicaWriter
+from shared.settings import PartitionsChanged
 from tests.support.eventually import eventually_sync
 from tests.unit.edge.states import NOW, apply, beat, found, hash_of, key
 
@@ -69,7 +70,7 @@ def test_heartbeats_of_another_boot_say_nothing_of_freshness(tmp_path: Path, mon
 def test_a_replica_of_another_number_of_partitions_is_refused(tmp_path: Path, writer: ReplicaWriter) -> None:
     apply(writer, key(7, "a"))
     writer.close()
-    with pytest.raises(PartitionsChangedError, match="has 3 partitions, the replica was made for 2"):
+    with pytest.raises(PartitionsChanged, match="has 3 partitions, the replica was made for 2"):
         ReplicaWriter.open(tmp_path, partitions=3)
     ReplicaWriter.open(tmp_path, partitions=2)
 
