@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
-from fastapi import Depends, Header, Query, Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, WithJsonSchema
+from fastapi import Depends, Header, Path, Query, Request
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -16,6 +25,8 @@ from shared.identity import Identity, verify
 
 BIGINT = 2**63 - 1
 _PAGES = 1_000_000_000
+_CENTURY = timedelta(days=36_525)
+_INTERNET_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
 async def context(request: Request) -> Any:
@@ -110,8 +121,35 @@ ONE_LINE = _Told(
 )
 
 
+def _internet_time(value: Any) -> Any:
+    if not isinstance(value, str) or _INTERNET_TIME.fullmatch(value) is None:
+        raise ValueError("must be a date and time with a distance from UTC (RFC 3339)")
+    return value
+
+
+def _bounded(value: datetime) -> datetime:
+    # Near the calendar's ends there may be no such moment in UTC, which is what everybody behind us works with.
+    try:
+        moment = value.astimezone(UTC)
+    except OverflowError:
+        moment = datetime.min.replace(tzinfo=UTC)
+    if abs(moment - datetime.now(UTC)) > _CENTURY:
+        raise ValueError("must be within 100 years of now")
+    return moment
+
+
+Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(_internet_time),
+    AfterValidator(_bounded),
+    WithJsonSchema(
+        {"type": "string", "format": "date-time", "description": "RFC 3339; within 100 years of now. Held in UTC."}
+    ),
+]
+"""A time that a caller gives; in UTC."""
+
+
 # What the API description says of values that the code holds as text.
-PathId = Annotated[str, WithJsonSchema({"type": "integer", "minimum": 1, "maximum": BIGINT})]
 Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 LOCATION: dict[str, Any] = {
     "Location": {"description": "Where what was made is.", "schema": {"type": "string", "format": "uri-reference"}}
@@ -128,8 +166,17 @@ def timestamp(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def number(text: str, missing: str) -> int:
-    """A path's id: a positive integer in canonical form. `NotFound`, in the words of `missing`, when it is none."""
-    if text.isascii() and text.isdigit() and text[0] != "0" and len(text) < 20 and int(text) <= BIGINT:
-        return int(text)
-    raise NotFound(missing)
+def path_id(name: str, missing: str) -> Any:
+    """Marks a parameter as the id in the path's `{name}`: a positive integer in canonical form. `NotFound`, in the words of
+    `missing`, when it is none.
+    """
+
+    told = {"type": "integer", "minimum": 1, "maximum": BIGINT}
+
+    # A postponed annotation could not see the name.
+    async def found(text: str = Path(alias=name, json_schema_extra=told)) -> int:
+        if text.isascii() and text.isdigit() and text[0] != "0" and len(text) < 20 and int(text) <= BIGINT:
+            return int(text)
+        raise NotFound(missing)
+
+    return Depends(found)

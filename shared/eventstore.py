@@ -30,7 +30,10 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Meta:
-    """Who caused an event, in which request, and why. Goes into the envelope's extension attributes."""
+    """Who caused an event, in which request, and why. Goes into the envelope's extension attributes.
+
+    `causation_id`: the request or command that led to it. `correlation_id`: the greater whole that this belongs to.
+    """
 
     actor: str
     reason: str | None = None
@@ -41,8 +44,18 @@ class Meta:
 
     @classmethod
     def of(cls, actor: str) -> Meta:
-        """Of what `actor` asked for in the request that is being answered."""
-        return cls(actor, request_id=structlog.contextvars.get_contextvars().get("request_id"))
+        """Of what `actor` asked for in the request that is being answered: that caused it, and it belongs to what the client
+        says, or to nothing else.
+        """
+        ids = structlog.contextvars.get_contextvars()
+        request_id = ids.get("request_id")
+        return cls(
+            actor,
+            request_id=request_id,
+            correlation_id=ids.get("correlation_id", request_id),
+            causation_id=request_id,
+            traceparent=ids.get("traceparent"),
+        )
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +128,8 @@ class _Requests:
         method = scope["method"]
         scope = {**scope, "method": "GET"} if method == "HEAD" else scope
         request = Request(scope)
-        scope["keyledger.request_id"] = request_id = request.headers.get("x-request-id")
+        ids = _ids(request)
+        scope["keyledger.request_id"] = ids.get("request_id")
         status, started = 0, time.perf_counter()
 
         async def sent(message: Message) -> None:
@@ -135,8 +138,10 @@ class _Requests:
                 status = message["status"]
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with structlog.contextvars.bound_contextvars(**ids):
             try:
+                if "if-match" in request.headers:
+                    raise PreconditionUnsupported
                 await self._app(scope, _body(request, receive), sent)
             except Problem as problem:
                 if not status:
@@ -148,6 +153,28 @@ class _Requests:
             took = time.perf_counter() - started
             _seconds.labels(method, status).observe(took)
             _log.info("request", method=method, path=scope["path"], status=status, seconds=round(took, 6))
+
+
+_ID = re.compile(r"[\x21-\x7e]{1,128}")
+# W3C Trace Context, section 3.2: of this version, and neither id all zero.
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_IDS = {
+    "request_id": ("x-request-id", _ID),
+    "correlation_id": ("x-correlation-id", _ID),
+    "traceparent": ("traceparent", _TRACEPARENT),
+}
+
+
+def _ids(request: Request) -> dict[str, str]:
+    """By which ids the request is known: in log lines, and in the events that it leads to (`shared.eventstore.Meta`)."""
+    found = {name: request.headers.get(header, "") for name, (header, _) in _IDS.items()}
+    return {name: value for name, value in found.items() if _IDS[name][1].fullmatch(value)}
+
+
+class PreconditionUnsupported(Problem):
+    """Nothing would compare it: a change that should not be made would be."""
+
+    status, code, title = 400, "precondition_unsupported", "If-Match is not supported yet"
 
 
 class TooLarge(Problem):
@@ -207,7 +234,7 @@ def http_server(app: ASGIApp, host: str, port: int) -> Part:
 
     async def part(stop: asyncio.Event) -> None:
         config = uvicorn.Config(
-            app,
+            _dated(app),
             host=host,
             port=port,
             http="httptools",
@@ -216,6 +243,7 @@ def http_server(app: ASGIApp, host: str, port: int) -> Part:
             log_config=None,
             access_log=False,
             server_header=False,
+            date_header=False,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=10,
             h11_max_incomplete_event_size=65536,
@@ -227,6 +255,21 @@ def http_server(app: ASGIApp, host: str, port: int) -> Part:
         await serving
 
     return part
+
+
+def _dated(app: ASGIApp) -> ASGIApp:
+    """Dates each answer when it begins. uvicorn makes a date once a second, so that it lies before what the answer tells."""
+
+    async def dated(scope: Scope, receive: Receive, send: Send) -> None:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                date = (b"date", formatdate(usegmt=True).encode())
+                message = {**message, "headers": [date, *message.get("headers", ())]}
+            await send(message)
+
+        await app(scope, receive, sent)
+
+    return dated
 
 
 class _Server(uvicorn.Server):

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 from services.edge.http.head import METHODS
 from services.edge.http.paths import without_parameters
+from shared.events.keys import Permission
 
 BODY_MAX = 1024 * 1024
 TIMEOUT_SECONDS = 30.0
@@ -46,7 +47,8 @@ _ANY = "*"
 _WANTED = {
     "prefix": 'a path such as "/reports": up to 200 of a-z A-Z 0-9 . _ ~ ! $ & \' ( ) * + , = : @ - and slashes, the first a slash',
     "upstream": 'a scheme, host and port such as "http://127.0.0.1:9000", without a path',
-    "permission": 'such as "reports:read", or by method { GET = "reports:read", "*" = "reports:write" }, of a-z 0-9 : . _ -',
+    "permission": 'such as "reports:read", or by method { GET = "reports:read", "*" = "reports:write" },'
+    " each up to 64 of a-z 0-9 : . _ -",
     "public": "true or false",
     "body_max": "a number of bytes, 0 or more",
     "timeout": "a number of seconds, more than 0 and at most 3600",
@@ -144,7 +146,6 @@ def _bare(url: str) -> str:
 Origin = Annotated[
     str, Field(pattern=r"^https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-_]+)(:\d{1,5})?/?$"), AfterValidator(_bare)
 ]
-Permission = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9:._-]{0,99}$")]
 
 
 class _Entry(BaseModel):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import httpx2
 import structlog
 from fastapi import APIRouter, Depends, Response
-from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, TypeAdapter, model_validator
+from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, model_validator
 
 from services.keys import store
 from services.keys.domain import key
@@ -23,18 +23,19 @@ from shared.api import (
     ONE_LINE,
     Body,
     Caller,
+    Moment,
     OwnerParam,
     Paged,
-    PathId,
     Text,
     Timestamp,
     context,
     example,
-    number,
+    path_id,
     timestamp,
 )
 from shared.errors import Problem, Unavailable
 from shared.events import NewEvent
+from shared.events.keys import Permission
 from shared.eventstore import Handled, Meta, handle, reserve_id
 from shared.identity import Identity
 from shared.ids import new_secret
@@ -59,16 +60,10 @@ class Context:
 Ctx = Annotated[Context, Depends(context)]
 
 
-async def _key_id(api_key_id: PathId) -> int:
-    return number(api_key_id, "No such API key.")
-
-
-KeyId = Annotated[int, Depends(_key_id)]
-
+KeyId = Annotated[int, path_id("api_key_id", "No such API key.")]
 
 Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100), ONE_LINE]
 Description = Annotated[Text, StringConstraints(max_length=500)]
-Permission = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9:._-]{0,63}$")]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 
@@ -114,7 +109,7 @@ class CreateApiKey(Body):
     description: Description | None = None
     permissions: Annotated[list[Permission], Field(max_length=100)] | None = None
     limits: WantedLimits | None = None
-    expires_at: AwareDatetime | None = None
+    expires_at: Moment | None = None
 
 
 class UpdateApiKey(Body):

@@ -82,4 +82,4 @@ async def create_key(
 
 
 def _meta(command_id: uuid.UUID) -> Meta:
-    return Meta(actor="server", reason="made on the server", causation_id=f"command-{command_id}")
+    return Meta("server", "made on the server", correlation_id=str(command_id), causation_id=str(command_id))

@@ -29,12 +29,11 @@ from shared.api import (
     Caller,
     OwnerParam,
     Paged,
-    PathId,
     Text,
     Timestamp,
     context,
     example,
-    number,
+    path_id,
     timestamp,
 )
 from shared.events import NewEvent
@@ -56,11 +55,7 @@ class Context:
 Ctx = Annotated[Context, Depends(context)]
 
 
-async def _ticket_id(ticket_id: PathId) -> int:
-    return number(ticket_id, "No such ticket.")
-
-
-TicketId = Annotated[int, Depends(_ticket_id)]
+TicketId = Annotated[int, path_id("ticket_id", "No such ticket.")]
 
 Subject = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), ONE_LINE]
 Words = Annotated[Text, StringConstraints(min_length=1, max_length=10_000)]

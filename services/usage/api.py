@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query
 
 from services.usage import store
-from shared.api import Caller, context, number, timestamp
+from shared.api import Caller, context, path_id, timestamp
 from shared.identity import Identity
 from shared.metered import ApiCall, MeteredRequest, MeteredRequestList, RequestPaged
 from shared.postgres import Connection, Pool, transaction
@@ -29,11 +29,7 @@ class Context:
 Ctx = Annotated[Context, Depends(context)]
 
 
-async def _key_id(key_id: str) -> int:
-    return number(key_id, "No such API key.")
-
-
-KeyId = Annotated[int, Depends(_key_id)]
+KeyId = Annotated[int, path_id("key_id", "No such API key.")]
 
 
 @router.get("/keys/{key_id}/calls")

@@ -6,14 +6,17 @@ A secret is in none of them. A key's hash is in an event's private part only, wh
 from __future__ import annotations
 
 from datetime import datetime
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, StringConstraints
 
 from shared.events import EventData
 
 KeyStatus = Literal["active", "inactive", "revoked", "deleted"]
 OwnerStatus = Literal["active", "suspended"]
+Permission = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9:._-]{0,63}$")]
+"""A permission's name, where one is given to a key and where a route asks for one. An identity token carries all of a
+key's."""
 
 
 class Limits(BaseModel):

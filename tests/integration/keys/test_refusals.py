@@ -85,11 +85,19 @@ def test_activity_is_true_or_false(owner: Owner, is_active: object) -> None:
         ({"expires_at": "tomorrow"}, "expires_at"),
         ({"expires_at": "2999-01-01T00:00:00"}, "expires_at"),
         ({"expires_at": "2020-01-01T00:00:00Z"}, "expires_at"),
+        ({"expires_at": "9999-12-31T23:59:59-12:00"}, "expires_at"),
+        ({"expires_at": 1_900_000_000}, "expires_at"),
     ],
     ids=str,
 )
 def test_what_a_new_key_may_not_be(owner: Owner, fields: dict[str, Any], where: str) -> None:
     assert_invalid(owner.client.post(PATH, json={"name": "x"} | fields), where)
+
+
+def test_an_expiry_is_held_in_utc(keys: Service, owner: Owner) -> None:
+    made = owner.client.post(PATH, json={"name": "x", "expires_at": "2090-01-01T00:00:00-12:00"}).json()["id"]
+    found = keys.sql(f"SELECT data->>'expires_at' FROM events WHERE stream = 'key-{made}'")
+    assert found == [("2090-01-01T12:00:00Z",)]
 
 
 def test_fields_that_nobody_knows_are_refused(owner: Owner) -> None:

@@ -326,9 +326,13 @@ def test_parallel_replies_are_all_kept(tickets: Service, caller: httpx2.Client) 
 
 
 def test_the_events_tell_who_did_it_in_which_request(tickets: Service, caller: httpx2.Client) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    caller.headers |= {"X-Correlation-ID": "order-66", "traceparent": trace}
     ticket = _open(caller, body="x")
     found = tickets.sql(f"SELECT type, private, meta FROM events WHERE stream = 'ticket-{ticket['id']}'")
     (kind, private, meta) = found[0]
+    request_id = caller.headers["x-request-id"]
     assert (kind, private) == ("ticket.opened", None)
-    assert meta["request_id"] == caller.headers["x-request-id"]
-    assert re.fullmatch(r"key-\d+", meta["actor"])
+    assert re.fullmatch(r"key-\d+", meta.pop("actor"))
+    ids = {"request_id": request_id, "causation_id": request_id, "correlation_id": "order-66", "traceparent": trace}
+    assert meta == ids

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from services.edge.routes import PLATFORM, Route, RoutesError, Table, parse, platform
+from services.keys.api import CreateApiKey
 
 ORIGINS = dict.fromkeys(PLATFORM, "http://127.0.0.1:1")
 
@@ -70,6 +74,18 @@ def test_the_match_is_that_of_a_plain_search(segments: list[str], prefixes: set[
     routes = [Route(prefix, prefix, "http://h", "route:x") for prefix in prefixes]
     claims = [prefix for prefix in prefixes if path == prefix or path.startswith(prefix + "/")]
     assert name(Table(routes).match(path)) == max(claims, key=len, default=None)
+
+
+@pytest.mark.parametrize(("length", "taken"), [(64, True), (65, False)])
+def test_a_route_asks_for_what_a_key_can_have(length: int, taken: bool) -> None:
+    name = "p" * length
+    key = TypeAdapter(CreateApiKey)
+    for ask in (
+        lambda: parse(route("r", "/r", f'permission = "{name}"')),
+        lambda: key.validate_python({"name": "x", "permissions": [name]}),
+    ):
+        with nullcontext() if taken else pytest.raises((RoutesError, ValidationError)):
+            ask()
 
 
 def test_permissions_by_method() -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 
 import pytest
 from fastapi import APIRouter
 
+from shared.api import timestamp
 from shared.http import create_app, http_server
 from tests.support.eventually import eventually
 from tests.support.service import free_port
@@ -30,6 +33,11 @@ async def other() -> None:
 @router.post("/b")
 async def b() -> None:
     pass
+
+
+@router.get("/now")
+async def now() -> str:
+    return timestamp(datetime.now(UTC))
 
 
 @pytest.fixture
@@ -69,3 +77,14 @@ async def test_head_is_allowed_where_get_is(port: int) -> None:
     assert answer.startswith(b"HTTP/1.1 405 ")
     assert b"allow: POST\r\n" in answer
     assert answer.endswith(b"\r\n\r\n")
+
+
+async def test_an_answer_is_dated_when_it_begins(port: int) -> None:
+    """Never before what it tells of: looked at until a second has passed, since dates are in whole ones."""
+    told: set[datetime] = set()
+    while len(told) < 2:
+        head, body = (await ask(port, "GET /now")).split(b"\r\n\r\n")
+        [date] = [line[6:] for line in head.decode().split("\r\n") if line.lower().startswith("date: ")]
+        made = datetime.fromisoformat(body.decode().strip('"'))
+        assert made <= parsedate_to_datetime(date)
+        told.add(made)
