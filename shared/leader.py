@@ -48,12 +48,14 @@ class Leader:
     async def run(self, work: Term, stop: asyncio.Event) -> None:
         """Until `stop`; a term under way has some seconds to end by itself. Failures are logged, shown, and tried again."""
         stopped, leading = asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self._lead(work, stop))
-        await asyncio.wait([stopped, leading], return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        await asyncio.wait([leading], timeout=_FAREWELL)
-        leading.cancel()
-        with suppress(asyncio.CancelledError):
-            await leading
+        try:
+            await asyncio.wait([stopped, leading], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([leading], timeout=_FAREWELL)
+        finally:
+            stopped.cancel()
+            leading.cancel()
+            with suppress(asyncio.CancelledError):
+                await leading
 
     async def _lead(self, work: Term, stop: asyncio.Event) -> None:
         while not stop.is_set():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Self
@@ -41,7 +40,7 @@ class Reader:
 
     def __init__(self, client: AIOKafkaConsumer) -> None:
         self._client = client
-        self._moved = time.monotonic()
+        self._moved = _now()
 
     @classmethod
     async def open(
@@ -146,8 +145,8 @@ class Reader:
         except KafkaError as error:
             raise KafkaUnavailable(f"fetch: {error}") from error
         if found:
-            self._moved = time.monotonic()
-        elif time.monotonic() - self._moved > _STUCK_AFTER:
+            self._moved = _now()
+        elif _now() - self._moved > _STUCK_AFTER:
             await self._check_stuck()
         return found
 
@@ -155,7 +154,7 @@ class Reader:
         for partition, (_, end) in (await self.bounds(self.assignment())).items():
             if await self.position(partition) < end:
                 raise KafkaUnavailable(f"no progress on {partition.topic}/{partition.partition} though there is more")
-        self._moved = time.monotonic()
+        self._moved = _now()
 
     async def commit(self, offsets: dict[Partition, int]) -> None:
         """Tells the group how far it is: a hint for lag tools only, so its failure is nobody's concern."""
@@ -168,6 +167,10 @@ class Reader:
         with suppress(Exception, asyncio.CancelledError):
             async with asyncio.timeout(5.0):
                 await self._client.stop()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _partitions_of(error: KafkaError) -> frozenset[Partition]:
