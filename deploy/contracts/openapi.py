@@ -32,7 +32,8 @@ Every request needs an API key in the header `X-API-Key`.
 `X-Request-ID`.
 
 **Limits** are counted per key in sliding windows of a minute, an hour and a day. A refused request consumes nothing;
-who waits until `X-RateLimit-Reset`, or for `Retry-After` seconds, is admitted.
+who waits until `X-RateLimit-Reset`, or for `Retry-After` seconds, is admitted. Besides, so many requests of a key may be
+under way at once (128, unless the server has it otherwise): the code is then `too_many_open`.
 
 **Retry** 429, and 503 with the code `not_ready`, after `Retry-After`: nothing was done. After 500, 502, 504, 503 with
 another code or a broken connection, what was asked for may have been done: repeat GET, PUT and DELETE with exponential
@@ -88,7 +89,7 @@ _HEADERS: Object = {
 }
 _LIMITS = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "RateLimit-Policy", "RateLimit")
 _ALWAYS = (400, 401, 403, 429, 500, 502, 503, 504)
-_OF_BODIES = (413, 415, 422)
+_OF_BODIES = (408, 413, 415, 422)
 # Generators of clients take 32 bits without them.
 _FORMATS = {"integer": "int64", "number": "double"}
 # Not `ApiKey`, which is a schema: in some languages both become a type.
@@ -211,7 +212,7 @@ def _complete(path: str, method: str, operation: Object) -> None:
 def _codes() -> dict[int, dict[str, str]]:
     """By status all stable codes with their titles: those of the edge, and those of the services."""
     found: dict[int, dict[str, str]] = {}
-    own = (answers.BAD_GATEWAY, answers.GATEWAY_TIMEOUT, answers.INTERNAL, answers.UNAVAILABLE)
+    own = (answers.REQUEST_TIMEOUT, answers.BAD_GATEWAY, answers.GATEWAY_TIMEOUT, answers.INTERNAL, answers.UNAVAILABLE)
     for status, code, title in chain(
         (refusal(outcome) for outcome in Outcome if outcome is not Outcome.allowed),
         ((answer.status, answer.code, answer.title) for answer in own),

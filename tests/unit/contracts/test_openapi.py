@@ -142,7 +142,8 @@ def test_every_operation_names_the_refusals_of_the_edge() -> None:
         named = set(operation["responses"])
         assert {"400", "401", "403", "429", "500", "502", "503", "504"} <= named, (method, path)
         assert ("404" in named) >= ("{" in path)
-        assert ("413" in named, "415" in named) == ("requestBody" in operation,) * 2, (method, path)
+        of_bodies = {"408", "413", "415"}
+        assert named & of_bodies == (of_bodies if "requestBody" in operation else set()), (method, path)
         assert "422" in named or "requestBody" not in operation
     codes = {
         code
