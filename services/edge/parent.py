@@ -25,6 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
+from services.edge.descriptors import raise_limit
 from services.edge.serving.process import listen
 from services.edge.settings import STOP_SECONDS, EdgeSettings
 from shared.process import until_signalled
@@ -63,6 +64,7 @@ class Child:
 
 async def run(settings: EdgeSettings) -> None:
     """Runs the edge until SIGTERM or SIGINT. Raises `WrongSettings` when a child can't run with them."""
+    raise_limit()
     lock, listening = _prepare(settings)
     parent = Parent(settings, listening)
     _report(parent.children)

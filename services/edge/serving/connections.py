@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import cast
+
+from typing_extensions import override
 
 from services.edge.clock import SECOND, boot_ns
+from services.edge.descriptors import BACKLOG
 from services.edge.serving.backlog import Backlog
 from services.edge.serving.connection import ClientConnection
 from services.edge.serving.exchange import Edge
@@ -17,15 +21,20 @@ class Clients:
     `drained` is set when the drain has begun and no connection is left.
     """
 
-    def __init__(self, edge: Edge) -> None:
+    def __init__(self, edge: Edge, spare: int = BACKLOG) -> None:
         self.edge = edge
         self.patience = Patience.of(edge.settings)
         self.backlog = Backlog(edge.settings.held_max)
         self.draining = False
         self.drained = asyncio.Event()
         self._max = edge.settings.connections_max
+        self._spare = spare
         self._open: set[ClientConnection] = set()
         self._rechecked_ns = boot_ns()
+
+    def accepted(self) -> asyncio.BaseProtocol:
+        """The protocol of a connection that came. Those beyond the spare ones are dropped: to be told so takes a file."""
+        return self.connection() if len(self._open) <= self._max + self._spare else Shed()
 
     def connection(self) -> ClientConnection:
         """A new connection's protocol."""
@@ -79,3 +88,12 @@ class Clients:
         """Drops all that is left."""
         for connection in tuple(self._open):
             connection.abort()
+
+
+class Shed(asyncio.Protocol):
+    """A connection that is too many even to be answered."""
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio: a client has connected."""
+        cast(asyncio.Transport, transport).abort()

@@ -16,6 +16,7 @@ import structlog
 from prometheus_client import REGISTRY
 
 from services.edge.clock import SECOND, boot_ns, wall_ns
+from services.edge.descriptors import BACKLOG, raise_limit, shares
 from services.edge.identity import Identities, load_key
 from services.edge.limiter import Limiter
 from services.edge.replica.reader import ReplicaReader
@@ -32,7 +33,6 @@ from services.edge.upstream.pool import Pool
 from shared.process import until_signalled
 from shared.telemetry import Check
 
-BACKLOG = 1024
 _SLOT = "0"
 _POLL_SECONDS = 0.02
 _SWEEP_SECONDS = 0.25
@@ -43,14 +43,15 @@ _log = structlog.get_logger()
 class Serving:
     """A serving process's parts, and how they stand."""
 
-    def __init__(self, settings: EdgeSettings) -> None:
+    def __init__(self, settings: EdgeSettings, backlog: int) -> None:
         self.settings = settings
+        self.backlog = backlog
         self.metrics = Metrics()
         self.limiter = Limiter()
         self.replica = ReplicaReader(settings.replica_path, settings.session)
         self.ledger = Ledger(self._open_log, self.metrics, client_addresses=settings.log_client_address)
         self._pools: dict[str, Pool] = {}
-        self.clients = Clients(self._edge())
+        self.clients = Clients(self._edge(), backlog)
         self.serving = False
 
     def checks(self) -> dict[str, Check]:
@@ -112,7 +113,7 @@ class Serving:
 
 async def run(settings: EdgeSettings) -> None:
     """Serves until SIGTERM, and drains."""
-    serving = Serving(settings)
+    serving = Serving(*_within_limits(settings))
     REGISTRY.register(serving.metrics)
     checks = {name: (lambda name=name: serving.checks()[name]) for name in ("slot", "log", "replica")}
 
@@ -123,6 +124,23 @@ async def run(settings: EdgeSettings) -> None:
                 await _serve(serving, slot, stop)
 
     await until_signalled(settings.internal, checks, part, patience=settings.serving_stop_seconds)
+
+
+def _within_limits(settings: EdgeSettings) -> tuple[EdgeSettings, int]:
+    """The settings with as many connections as there may be files, and how many may wait to be accepted."""
+    limit = raise_limit()
+    clients, upstream = settings.connections_max, settings.upstream_connections
+    upstreams = len({route.upstream for route in settings.table().routes})
+    found = shares(limit, clients=clients, upstream=upstream, upstreams=upstreams)
+    if (found.clients, found.upstream) != (clients, upstream):
+        _log.warning(
+            "fewer connections than are set: the hard limit of open files (ulimit -Hn) is too low",
+            files=limit,
+            connections_max=found.clients,
+            upstream_connections=found.upstream,
+        )
+    lowered = {"connections_max": found.clients, "upstream_connections": found.upstream}
+    return settings.model_copy(update=lowered), found.backlog
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -183,7 +201,7 @@ async def _serve(serving: Serving, slot: Slot, stop: asyncio.Event) -> None:
     listening = socket.socket(fileno=settings.socket) if settings.socket is not None else None
     listening = listening or listen(settings.host, settings.port)
     serving.serving = serving.ledger.writable()
-    server = await loop.create_server(serving.clients.connection, sock=listening, backlog=BACKLOG)
+    server = await loop.create_server(serving.clients.accepted, sock=listening, backlog=serving.backlog)
     sweeping = loop.create_task(_sweep(serving))
     _log.info("serving", port=listening.getsockname()[1], log=serving.ledger.log_id)
     await stop.wait()

@@ -161,6 +161,8 @@ class World:
     settings: dict[str, str] = field(default_factory=dict)
     port: int = 0
     internal_port: int = 0
+    files: int = 0
+    """The hard limit of files that the process may have open; 0: this one's."""
 
     def __post_init__(self) -> None:
         self.data.mkdir(parents=True, exist_ok=True)
@@ -216,13 +218,18 @@ class World:
             self.port, self.internal_port = listening.getsockname()[1], free_port()
             os.set_inheritable(listening.fileno(), True)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "services.edge", "serving"],
+                [*self._limited(), sys.executable, "-m", "services.edge", "serving"],
                 env=os.environ | self.environment(listening.fileno()),
                 pass_fds=(listening.fileno(),),
                 stdout=(self.data / "out.log").open("ab"),
                 stderr=subprocess.STDOUT,
             )
         return self
+
+    def _limited(self) -> tuple[str, ...]:
+        # A soft limit below it, as a shell has.
+        limits = f"ulimit -Sn {self.files // 2} && ulimit -Hn {self.files}"
+        return ("sh", "-c", f'{limits} && exec "$@"', "sh") if self.files else ()
 
     @contextmanager
     def superseded(self) -> Iterator[None]:
