@@ -12,7 +12,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import structlog
@@ -25,6 +25,7 @@ from shared.postgres import Connection, Pool, transaction
 
 CHANNEL = "events"
 _TRIES = 4
+_REMEMBERED = timedelta(days=90)
 _log = structlog.get_logger()
 
 
@@ -254,7 +255,9 @@ async def _place(connection: Connection, stream: str, version: int) -> Place:
 
 
 async def reserve_id(connection: Connection, sequence: str, command_id: uuid.UUID | None = None) -> int:
-    """The next id of a sequence; with a `command_id`, the same one at each try. An id that is not used stays a gap."""
+    """The next id of a sequence; with a `command_id`, the same one at each try within 90 days. An id that is not used stays
+    a gap.
+    """
     if command_id is not None:
         query = "SELECT result FROM commands WHERE id = %s"
         if had := await (await connection.execute(query, [command_id])).fetchone():
@@ -265,4 +268,14 @@ async def reserve_id(connection: Connection, sequence: str, command_id: uuid.UUI
         query = "INSERT INTO commands (id, result) VALUES (%s, %s) ON CONFLICT DO NOTHING"
         if (await connection.execute(query, [command_id, Jsonb({"id": row["id"]})])).rowcount == 0:
             return await reserve_id(connection, sequence, command_id)
+        await _forget_commands(connection)
     return int(row["id"])
+
+
+async def _forget_commands(connection: Connection) -> None:
+    """A few at each command that is remembered: so the table holds no more than came in that time."""
+    await connection.execute(
+        "DELETE FROM commands WHERE id IN (SELECT id FROM commands WHERE recorded_at < now() - %s"
+        " ORDER BY recorded_at LIMIT 10 FOR UPDATE SKIP LOCKED)",
+        [_REMEMBERED],
+    )

@@ -22,11 +22,13 @@ from shared.errors import Problem
 from shared.events import EventData, NewEvent
 from shared.events.keys import KeyRevoked, KeyRotated, OwnerResumed, OwnerSuspended
 from shared.eventstore import Meta, Stream, fold, handle, load
-from shared.postgres import MIGRATIONS, Connection, Pool, migrate, open_pool, transaction
+from shared.postgres import MIGRATIONS, Connection, Pool, connect, migrate, open_pool, transaction
+from tests.support.migrations import up_to
 from tests.support.stack import Servers
 
 NOW = datetime(2024, 3, 20, 12, 0, 0, 123456, tzinfo=UTC)
 META = Meta(actor="test")
+OWN = Path(store.__file__).parent / "migrations"
 _ids = itertools.count(1)
 _hashes = (f"{number:064x}" for number in itertools.count(1))
 
@@ -47,8 +49,7 @@ _changes = st.one_of(
 
 def test_what_commands_read_is_what_the_events_tell(servers: Servers) -> None:
     with servers.fresh_database() as dsn:
-        own = Path(store.__file__).parent / "migrations"
-        asyncio.run(migrate(dsn, [MIGRATIONS / "eventstore", MIGRATIONS / "consumer", own]))
+        asyncio.run(migrate(dsn, [MIGRATIONS / "eventstore", MIGRATIONS / "consumer", OWN]))
 
         @given(st.lists(_wanted, min_size=1, max_size=3), st.lists(st.tuples(st.integers(0, 2), _changes), max_size=12))
         @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -118,3 +119,24 @@ async def _assert_same(pool: Pool, kind: Stream[Any], stream: str) -> None:
     async with transaction(pool) as connection:
         loaded, folded = await load(connection, kind, stream), await fold(connection, kind, stream)
     assert (loaded.state, loaded.version, loaded.missed) == (folded.state, folded.version, ())
+
+
+def test_keys_that_were_there_are_counted_once(servers: Servers, tmp_path: Path) -> None:
+    async def look(dsn: str) -> None:
+        shared = [MIGRATIONS / "eventstore", MIGRATIONS / "consumer"]
+        await migrate(dsn, [*shared, up_to("0001", OWN, tmp_path)])
+        async with await connect(dsn) as connection:
+            await connection.execute(
+                "INSERT INTO owners SELECT n, 1, 'Ada', 'active', 10 FROM generate_series(1, 2) AS n"
+            )
+            await connection.execute(
+                "INSERT INTO keys SELECT n, 1, 1, 'x', null, CASE WHEN n <= 4 THEN 'active' ELSE 'deleted' END, now(), '{}'"
+                " FROM generate_series(1, 10) AS n"
+            )
+            await migrate(dsn, [*shared, OWN])
+            assert [(await store.owner_for_update(connection, owner))[1] for owner in (1, 2)] == [4, 0]
+            await connection.execute("ALTER TABLE keys RENAME TO not_looked_at")
+            assert await store.list_keys(connection, 1, 10, 10) == ([], 4)
+
+    with servers.fresh_database() as dsn:
+        asyncio.run(look(dsn))

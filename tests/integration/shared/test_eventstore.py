@@ -343,3 +343,19 @@ async def test_a_command_id_that_races_itself_gets_one_id(pool: Pool, database: 
     made = await asyncio.gather(*(reserve() for _ in range(6)))
     assert len(set(made)) == 1
     assert await reserve() == made[0]
+
+
+async def test_commands_are_forgotten_when_their_time_is_over(pool: Pool, database: str) -> None:
+    """A few at a time, so that no command waits for it; those that may still be repeated stay."""
+    await rows_none(
+        database,
+        "CREATE SEQUENCE ids; INSERT INTO commands (id, result, recorded_at)"
+        " SELECT gen_random_uuid(), '{\"id\": 1}'::jsonb, now() - interval '91 days' FROM generate_series(1, 25)"
+        " UNION ALL SELECT gen_random_uuid(), '{\"id\": 1}'::jsonb, now() - interval '89 days' FROM generate_series(1, 5)",
+    )
+    held = []
+    for _ in range(4):
+        async with transaction(pool) as connection:
+            await reserve_id(connection, "ids", uuid.uuid4())
+        held.append((await rows(pool, "SELECT count(*) AS held FROM commands"))[0]["held"])
+    assert held == [21, 12, 8, 9]

@@ -28,10 +28,12 @@ from services.tickets.domain import (
 from shared.errors import Problem
 from shared.events import NewEvent
 from shared.eventstore import Meta, fold, handle, load
-from shared.postgres import MIGRATIONS, Connection, Pool, migrate, open_pool, transaction
+from shared.postgres import MIGRATIONS, Connection, Pool, connect, migrate, open_pool, transaction
+from tests.support.migrations import up_to
 from tests.support.stack import Servers
 
 NOW = datetime(2024, 3, 20, 12, 0, 0, 123456, tzinfo=UTC)
+OWN = Path(store.__file__).parent / "migrations"
 _ids = itertools.count(1)
 _texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
 _changes: st.SearchStrategy[Callable[[By], Command]] = st.one_of(
@@ -43,8 +45,7 @@ _changes: st.SearchStrategy[Callable[[By], Command]] = st.one_of(
 
 def test_what_commands_read_is_what_the_events_tell(servers: Servers) -> None:
     with servers.fresh_database() as dsn:
-        own = Path(store.__file__).parent / "migrations"
-        asyncio.run(migrate(dsn, [MIGRATIONS / "eventstore", own]))
+        asyncio.run(migrate(dsn, [MIGRATIONS / "eventstore", OWN]))
 
         @given(st.lists(st.none() | _texts, min_size=1, max_size=3), st.lists(st.tuples(st.integers(0, 2), _changes)))
         @settings(max_examples=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -83,3 +84,44 @@ async def _command(pool: Pool, ticket_id: int, command: Command) -> None:
     async with transaction(pool) as connection:
         loaded, folded = await load(connection, store.TICKETS, stream), await fold(connection, store.TICKETS, stream)
     assert (loaded.state, loaded.version, loaded.missed) == (folded.state, folded.version, ())
+
+
+def test_nobody_counts(servers: Servers) -> None:
+    """The total of a list, and a page behind it, need none of the tickets."""
+
+    async def look(dsn: str) -> None:
+        async with open_pool(dsn, size=1) as pool:
+            for number in range(1, 4):
+                await _command(pool, number, OpenTicket(number, 3, "x", None, NOW))
+            await _command(pool, 1, ResolveTicket(By(3)))
+            async with transaction(pool) as connection:
+                await connection.execute("ALTER TABLE tickets RENAME TO not_looked_at")
+                for status, total in ((None, 3), ("open", 2), ("resolved", 1), ("closed", 0)):
+                    assert await store.list_tickets(connection, 3, status, 10, 10) == ([], total)
+
+    with servers.fresh_database() as dsn:
+        asyncio.run(migrate(dsn, [MIGRATIONS / "eventstore", OWN]))
+        asyncio.run(look(dsn))
+
+
+def test_tickets_that_were_there_are_counted_once(servers: Servers, tmp_path: Path) -> None:
+    async def look(dsn: str) -> None:
+        await migrate(dsn, [MIGRATIONS / "eventstore", up_to("0001", OWN, tmp_path)])
+        async with await connect(dsn) as connection:
+            await connection.execute(
+                "INSERT INTO tickets SELECT n, 1, n % 2, 'x', CASE WHEN n <= 4 THEN 'open' ELSE 'closed' END, now()"
+                " FROM generate_series(1, 10) AS n"
+            )
+            await connection.execute("INSERT INTO replies SELECT 7, n, 'x', now() FROM generate_series(1, 5) AS n")
+            await migrate(dsn, [MIGRATIONS / "eventstore", OWN])
+            assert [(await store.list_tickets(connection, 1, s, 0, 9))[1] for s in (None, "open", "closed")] == [
+                5,
+                2,
+                3,
+            ]
+            ticket, replies = await store.get_ticket(connection, 7)
+            assert ticket is not None
+            assert ticket.replies == len(replies) == 5
+
+    with servers.fresh_database() as dsn:
+        asyncio.run(look(dsn))
