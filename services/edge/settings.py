@@ -71,6 +71,12 @@ class EdgeSettings(Base):
     keep_seconds: float = Field(
         default=60, ge=0, description="Request log segments are kept for so long after the usage service has them."
     )
+    disk_budget: int = Field(
+        default=0,
+        ge=0,
+        description="Bytes that the request logs may take; 0: what the disk has but for a reserve. Used up, requests get "
+        "503; at 80 % segments go that Kafka acknowledged 10 minutes ago, though the usage service has not stored them.",
+    )
     log_client_address: bool = Field(default=True, description="Whether request events carry the client's address.")
     sync_interval: float = Field(
         default=0.05, ge=0, description="Seconds between syncs of the request log to disk; 0 syncs before each answer."

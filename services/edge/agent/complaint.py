@@ -18,7 +18,7 @@ class Complaint:
         self._told = ""
         self._due = 0.0
 
-    def tell(self, error: BaseException) -> None:
+    def tell(self, error: object) -> None:
         """It is so; logged when it is new, is another one than before, or has lasted another minute."""
         if str(error) != self._told or time.monotonic() >= self._due:
             self._told, self._due = str(error), time.monotonic() + _AGAIN_AFTER

@@ -63,7 +63,13 @@ class Agent:
         self.shipper = Shipper(settings, settings.logs_path)
         self.marks = MarkReader(settings, settings.logs_path, self.shipper)
         self.snapshots = Snapshots(settings.logs_path)
-        self.retention = Retention(self.shipper, self.snapshots, settings.keep_seconds)
+        self.retention = Retention(
+            self.shipper,
+            self.snapshots,
+            settings.logs_path,
+            keep=settings.keep_seconds,
+            budget=settings.disk_budget,
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """All parts side by side; a part that fails ends the process, and its parent starts it anew."""
@@ -168,6 +174,9 @@ class Figures(Collector):
         yield _gauge("damaged_records", "Damaged places in the logs on disk", sum(tail.damaged for tail in tails))
         yield _counter("shipped_again", "Times that a log was begun again", shipper.again)
         yield _counter("deleted_segments", "Segments deleted", retention.deleted)
+        yield _counter("deleted_unstored_segments", "Of those: not stored yet by the usage service", retention.unstored)
+        yield _gauge("request_logs_bytes", "Bytes that the request logs take", retention.taken.used)
+        yield _gauge("request_logs_room_bytes", "Bytes that the request logs may take", retention.taken.limit)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

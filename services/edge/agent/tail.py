@@ -44,11 +44,13 @@ class Item(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass
 class Segment:
-    """A segment that was read to its end: the partitions' last ordinals there, what follows, and since when it is covered."""
+    """A segment that was read to its end: the partitions' last ordinals there, what follows, since when the marks cover it,
+    and since when Kafka has all of it, if only by its own word."""
 
     lasts: tuple[int, ...]
     after: Position
     covered_since: float | None = None
+    acknowledged_since: float | None = None
 
 
 class Tail:
@@ -67,6 +69,7 @@ class Tail:
         self._marks = [UNKNOWN] * self.partitions
         self._wanted = [0] * self.partitions
         self._runs: list[list[Run]] = [[] for _ in range(self.partitions)]
+        self._acknowledged = [-1] * self.partitions
         self._again = False
         self._at_end = False
         self._closing = False
@@ -119,6 +122,7 @@ class Tail:
     def acknowledged(self, partition: int, count: int, last: int, end: int) -> None:
         """Kafka has the next `count` records of the partition, the last with this ordinal, up to offset `end`."""
         self.unacknowledged -= count
+        self._acknowledged[partition] = last
         self._runs[partition].append(Run(last, end))
         self._runs[partition] = coverage.thinned(self._runs[partition], _MAX_RUNS)
 
@@ -146,6 +150,7 @@ class Tail:
         self.unacknowledged = 0
         self.segments.clear()
         self._runs = [[] for _ in range(self.partitions)]
+        self._acknowledged = [-1] * self.partitions
         self._at_end = self._closing = False
         self._want_uncovered()
 
@@ -163,16 +168,27 @@ class Tail:
 
     def deletable(self, now: float, keep: float) -> list[int]:
         """The segments, oldest first, that the marks have covered for `keep` seconds."""
-        ordered = sorted(self.segments.items())
-        for _, segment in ordered:
-            if not coverage.covered(segment.lasts, self._marks):
-                segment.covered_since = None
-            elif segment.covered_since is None:
-                segment.covered_since = now
+        for segment in self.segments.values():
+            covered = coverage.covered(segment.lasts, self._marks)
+            segment.covered_since = (segment.covered_since or now) if covered else None
+        firsts = self._removable()
+        times = [self.segments[first].covered_since for first in firsts]
+        return firsts[: coverage.deletable(times, now, keep)]
+
+    def expendable(self, now: float, age: float) -> list[int]:
+        """The segments, oldest first, of which Kafka has acknowledged all `age` seconds ago, stored or not."""
+        for segment in self.segments.values():
+            there = zip(segment.lasts, self._acknowledged, self._marks, strict=True)
+            acknowledged = all(last <= max(sent, mark.floor) for last, sent, mark in there)
+            segment.acknowledged_since = (segment.acknowledged_since or now) if acknowledged else None
+        firsts = self._removable()
+        times = [self.segments[first].acknowledged_since for first in firsts]
+        return firsts[: coverage.deletable(times, now, age)]
+
+    def _removable(self) -> list[int]:
         # The last segment of an ended log stays until the closing record is stored: without it there is none to close.
-        open_ended = self._at_end and self._to_close()
-        times = [segment.covered_since for _, segment in (ordered[:-1] if open_ended else ordered)]
-        return [first for first, _ in ordered[: coverage.deletable(times, now, keep)]]
+        firsts = sorted(self.segments)
+        return firsts[:-1] if self._at_end and self._to_close() else firsts
 
     def forget(self, firsts: list[int]) -> None:
         """These segments are deleted."""

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from services.edge.disk import sync_directory
+from services.edge.requestlog.room import Room
 
 
 class Syncer:
@@ -20,11 +21,14 @@ class Syncer:
 
     Syncs begin `interval` apart, and what is written during one is in the next; so where a sync takes longer than the
     interval, the bound is two syncs. At a new segment a sync is of both files and their directory. `interval` 0: in
-    `wrote` itself. `failure` is set once and for all when a sync has failed.
+    `wrote` itself. `failure` is set once and for all when a sync has failed; `lacking` says after each why nothing more
+    may be written for want of `room`.
     """
 
-    def __init__(self, directory: Path, lock: int, fd: int, interval: float) -> None:
+    def __init__(self, directory: Path, lock: int, fd: int, interval: float, room: Room) -> None:
         self.failure: OSError | None = None
+        self.lacking = ""
+        self._room = room
         self._directory = directory
         self._lock = lock
         self._fd = fd
@@ -85,6 +89,7 @@ class Syncer:
                 os.fdatasync(fd)
             if retired:
                 sync_directory(self._directory)
+            self.lacking = self._room.lacking()
         except OSError as error:
             self.failure = error
             return

@@ -34,6 +34,7 @@ from services.edge.requestlog.format import (
     pack,
     segment_name,
 )
+from services.edge.requestlog.room import Room
 from services.edge.requestlog.sync import Syncer
 
 __all__ = ["Header", "LogFailed", "Note", "Record", "RequestLog"]
@@ -83,10 +84,12 @@ class RequestLog:
         partitions: int,
         sync_interval: float = 0.05,
         segment_bytes: int = SEGMENT_BYTES,
+        budget: int = 0,
     ) -> RequestLog:
         """Begins a new log in `directory` (made if missing). Raises `LogFailed` when that can't be done.
 
-        `sync_interval` is in seconds; 0 syncs in each `flush`. Blocks for some syncs to disk.
+        `sync_interval` is in seconds; 0 syncs in each `flush`. `budget`: bytes for all logs there, 0: what the disk has.
+        Blocks for some syncs to disk.
         """
         log_id = secrets.token_hex(16)
         header = _header(log_id, edge_id, partitions, 0, [-1] * partitions)
@@ -95,6 +98,9 @@ class RequestLog:
         open_files: list[int] = []
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            room = Room(directory, budget)
+            if lacking := room.lacking(to_begin=True):
+                raise OSError(errno.ENOSPC, lacking)
             _clear_leftovers(directory)
             hidden.mkdir()
             size = _begin(hidden, header, open_files)
@@ -106,7 +112,7 @@ class RequestLog:
             shutil.rmtree(hidden, ignore_errors=True)
             raise LogFailed(f"a new log could not be made: {error}", ()) from error
         lock, fd = open_files
-        return cls(path, Syncer(path, lock, fd, sync_interval), fd, size, header, segment_bytes)
+        return cls(path, Syncer(path, lock, fd, sync_interval, room), fd, size, header, segment_bytes)
 
     def append(self, record: Record) -> None:
         """Buffers a record; it is in the log when `flush` has returned."""
@@ -134,10 +140,12 @@ class RequestLog:
         """Writes all that is buffered with one write(2): from then on it outlives the process.
 
         Raises `LogFailed` when that fails or a sync has failed before; the log has then ended. With `sync_interval` 0
-        also when this very sync fails: what was buffered is in the log, but may not outlive the machine.
+        also when this very sync fails: what was buffered is in the log, but may not outlive the machine. A log for which
+        there is no room any more ends so too, before there is none at all.
         """
-        if self._ended or self._syncer.failure is not None:
-            raise self._end(f"the log has ended: {self._syncer.failure or 'closed'}", 0)
+        syncer = self._syncer
+        if self._ended or syncer.failure is not None or syncer.lacking:
+            raise self._end(f"the log has ended: {syncer.failure or syncer.lacking or 'closed'}", 0)
         if not self._frames:
             return
         beginning = b""

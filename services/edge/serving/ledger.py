@@ -18,6 +18,7 @@ from services.edge.serving.passage import Passage
 # A killed process forgets no admission older than this: an open one is noted then.
 NOTE_AFTER_NS = 50 * MILLISECOND
 _REOPEN_NS = SECOND // 10
+_TELL_AGAIN_NS = 60 * SECOND
 _log = structlog.get_logger()
 
 Release = Callable[[bool], None]
@@ -32,6 +33,8 @@ class Ledger:
         self._client_addresses = client_addresses
         self._log: RequestLog | None = None
         self._retry_ns = 0
+        self._told = ""
+        self._tell_again_ns = 0
         self._pending: list[tuple[Passage, int, int, Release | None]] = []
         self._notes: list[Note] = []
         self._carried: tuple[Record | Note, ...] = ()
@@ -180,7 +183,10 @@ class Ledger:
         self._log = None
         self._retry_ns = boot_ns() + _REOPEN_NS
         self._metrics.log_failures += 1
-        _log.error("the request log failed", reason=str(failure), unwritten=len(failure.unwritten))
+        # A full disk says so ten times a second, and may be the one that this is written to.
+        if str(failure) != self._told or boot_ns() >= self._tell_again_ns:
+            self._told, self._tell_again_ns = str(failure), boot_ns() + _TELL_AGAIN_NS
+            _log.error("the request log failed", reason=self._told, unwritten=len(failure.unwritten))
 
     def _note(self) -> None:
         """Notes the requests that are open for long, and comes again when the next is."""

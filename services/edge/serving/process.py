@@ -108,6 +108,7 @@ class Serving:
             edge_id=settings.edge_id(),
             partitions=settings.partitions,
             sync_interval=settings.sync_interval,
+            budget=settings.disk_budget,
         )
 
 

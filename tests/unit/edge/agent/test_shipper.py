@@ -282,5 +282,31 @@ class Shipping(RuleBasedStateMachine):
             assert self.tail.closed == (self.written > 0)
 
 
+def test_what_kafka_acknowledged_long_ago_may_go_though_it_is_not_stored(tmp_path: Path) -> None:
+    log = RequestLog.open(tmp_path, edge_id="e", partitions=PARTITIONS, segment_bytes=1000)
+    for number in range(40):
+        log.append(record(number))
+        log.flush()
+    tail, lanes = Tail(LogReader(log.path)), [Lane(number) for number in range(PARTITIONS)]
+    segments = tail.reader.segments()
+    while tail.unread:
+        for item in tail.read():
+            lanes[item.partition].put(item)
+    assert tail.expendable(1.0, 600.0) == []
+    for lane in lanes[1:]:
+        lane.load(SmallBatch(100))  # type: ignore[bad-argument-type]
+        lane.land(0)
+    assert tail.expendable(2.0, 0.0) == [], "one partition has none of them"
+    lanes[0].load(SmallBatch(100))  # type: ignore[bad-argument-type]
+    lanes[0].land(0)
+    assert tail.expendable(10.0, 600.0) == []
+    assert tail.expendable(609.0, 600.0) == []
+    assert tail.expendable(610.0, 600.0) == segments[:-1], "the last is written to"
+    assert tail.deletable(610.0, 0.0) == []
+    tail.ship_again()
+    assert tail.expendable(2000.0, 0.0) == []
+    log.close()
+
+
 Shipping.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestShipping = Shipping.TestCase
