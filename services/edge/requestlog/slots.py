@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import msgspec
 from typing_extensions import override
 
 from services.edge.clock import wall_ns
-from services.edge.disk import sync_directory
+from services.edge.disk import allocate, sync_directory
 from services.edge.requestlog.entries import Position
 from services.edge.requestlog.format import SNAPSHOT, Header, frames, pack
 
@@ -78,16 +79,23 @@ def newest(path: Path, *, counts: bool = True) -> Snapshot | None:
     return max(found, key=lambda snapshot: snapshot.position, default=None)
 
 
+def prepare(path: Path) -> None:
+    """Takes the space of the first snapshots of a log that is begun at `path`. Raises `OSError`."""
+    for name in NAMES:
+        allocate(path / name, _LEAST_BYTES)
+
+
 def write(path: Path, snapshot: Snapshot) -> None:
     """Writes over the file that does not count, durably. Raises `OSError`; the newest is then what it was."""
     standing = [(found.position if (found := _read(path / name, counts=False)) else None, name) for name in NAMES]
     _, name = min(standing, key=lambda each: (each[0] is not None, each))
     fresh = not (path / name).exists()
-    fd = os.open(path / name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    data = b"".join(_frames(snapshot))
+    size = max(_LEAST_BYTES, 1 << len(data).bit_length())
+    # Before a byte is written over: nothing of it may fail half way for want of space.
+    allocate(path / name, size)
+    fd = os.open(path / name, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        data = b"".join(_frames(snapshot))
-        # Before a byte is written over: nothing of it may fail half way for want of space.
-        os.posix_fallocate(fd, 0, max(_LEAST_BYTES, 1 << len(data).bit_length()))
         if (written := os.pwrite(fd, data, 0)) < len(data):
             raise OSError(f"{written} of {len(data)} bytes of a snapshot were written")
         os.fdatasync(fd)
@@ -95,6 +103,9 @@ def write(path: Path, snapshot: Snapshot) -> None:
         os.close(fd)
     if fresh:
         sync_directory(path)
+    with suppress(OSError):
+        # The next is the other's, and may be on a full disk.
+        allocate(path / next(other for other in NAMES if other != name), size)
 
 
 def _frames(snapshot: Snapshot) -> Iterator[bytes]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from services.edge import clock
 from services.edge.clock import boot_id
 from services.edge.disk import sync_directory
+from services.edge.requestlog import slots
 from services.edge.requestlog.format import (
     FORMAT,
     HEADER,
@@ -216,6 +217,7 @@ def _begin(hidden: Path, header: Header, open_files: list[int]) -> int:
         if os.write(fd, data) < len(data):
             raise OSError(errno.ENOSPC, "the disk is full")
         os.fdatasync(fd)
+    slots.prepare(hidden)
     fcntl.flock(open_files[0], fcntl.LOCK_EX)
     sync_directory(hidden)
     return len(data)

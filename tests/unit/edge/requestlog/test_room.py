@@ -84,7 +84,6 @@ def test_a_snapshot_is_replaced_and_segments_go_on_a_disk_without_a_byte(disk: P
     log = begin(disk / "logs", segment_bytes=2000)
     reader = LogReader(log.path)
     snapshot(reader, reader.start())
-    snapshot(reader, reader.start())
     for number in range(50):
         write(log, record(number))
     log.close()
