@@ -69,6 +69,7 @@ class RequestLog:
         self._header = header
         self._segment_bytes = segment_bytes
         self._ended = False
+        self._closing = False
         self._rolls: Header | None = None
         self._next = 0
         self._lasts = list(header.lasts)
@@ -142,11 +143,10 @@ class RequestLog:
 
         Raises `LogFailed` when that fails or a sync has failed before; the log has then ended. With `sync_interval` 0
         also when this very sync fails: what was buffered is in the log, but may not outlive the machine. A log for which
-        there is no room any more ends so too, before there is none at all.
+        there is no room any more ends so too: with what was buffered, for there is a reserve.
         """
-        syncer = self._syncer
-        if self._ended or syncer.failure is not None or syncer.lacking:
-            raise self._end(f"the log has ended: {syncer.failure or syncer.lacking or 'closed'}", 0)
+        if self._ended or self._syncer.failure is not None:
+            raise self._end(f"the log has ended: {self._syncer.failure or 'closed'}", 0)
         if not self._frames:
             return
         beginning = b""
@@ -165,6 +165,7 @@ class RequestLog:
         """Flushes, syncs, ends the log. Raises `LogFailed` when that fails. A log that has ended is left as it is."""
         if self._ended:
             return
+        self._closing = True
         self.flush()
         self._ended = True
         self._syncer.end(wait=True)
@@ -178,6 +179,8 @@ class RequestLog:
         self._syncer.wrote()
         if self._syncer.failure is not None:
             raise self._end(f"sync: {self._syncer.failure}", 0)
+        if self._syncer.lacking and not self._closing:
+            raise self._end(self._syncer.lacking, 0)
         if self._size >= self._segment_bytes and self._next > self._header.first:
             before = self._header
             self._rolls = _header(before.log_id, before.edge_id, before.partitions, self._next, self._lasts)
