@@ -254,7 +254,11 @@ class Tail:
 
     def _to_close(self) -> bool:
         """A log without records is known to nobody. One without segments is shipped, and was closed then."""
-        return max(self.position.lasts) >= 0 and bool(self.segments) and not self.closed
+        return self._end() > 0 and bool(self.segments) and not self.closed
+
+    def _end(self) -> int:
+        """The ordinal of the closing record: after all that there is, and not before what is stored and damaged since."""
+        return max(max(self.position.lasts) + 1, *(mark.last for mark in self._marks))
 
     def _close(self) -> list[Item]:
         path = self.reader.path / segment_name(max(self.segments))
@@ -264,7 +268,7 @@ class Tail:
         return [self._closing_item(partition, time_ns) for partition in range(self.partitions)]
 
     def _closing_item(self, partition: int, time_ns: int) -> Item:
-        sequence, previous = max(self.position.lasts) + 1, self.position.lasts[partition]
+        sequence, previous = self._end(), self.position.lasts[partition]
         event = CloudEvent[LogClosed](
             id=f"{self.id}:closed:{partition}",
             source=self.id,

@@ -178,6 +178,24 @@ def test_what_is_whole_is_stored_once_and_the_log_is_closed(data: st.DataObject)
         assert world.sent <= 3 * (len(keys) + PARTITIONS) * (ROUNDS if not world.tail.closed else 3)
 
 
+def test_a_log_of_which_nothing_is_left_is_closed_all_the_same(tmp_path: Path) -> None:
+    log = begin(tmp_path)
+    for number in range(2):
+        log.append(record(number, key=1))
+    log.close()
+    world = World(log.path)
+    world.ship()
+    (partition,) = [number for number, kafka in enumerate(world.kafka) if len(kafka) > 1]
+    world.lose_batch(partition, 0, 1)
+    world.consume([1] * PARTITIONS)
+    world.kafka[partition] = world.kafka[partition][:1]
+    (log.path / segment_name(0)).write_bytes(b"")
+    world.start_agent()
+    world.settle()
+    assert world.usage[partition].taken == [1]
+    assert world.usage[partition].mark.gaps == () and world.tail.closed
+
+
 def test_a_gap_is_closed_when_what_it_waits_for_is_damaged(tmp_path: Path) -> None:
     """Kafka had lost records whose successor it took; before they could go again, the disk lost them too."""
     log = begin(tmp_path)
