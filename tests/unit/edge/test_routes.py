@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from services.edge.routes import PLATFORM, Route, RoutesError, Table, parse, platform
-from services.keys.api import CreateApiKey
+from services.keys.api.models import CreateApiKey
 
 ORIGINS = dict.fromkeys(PLATFORM, "http://127.0.0.1:1")
 
