@@ -23,7 +23,7 @@ from shared.telemetry import Check
 
 _AGAIN = 0.5
 _FAREWELL = 5.0
-_PATIENCE = (10.0, 60.0)
+_PATIENCE = (15.0, 60.0)
 _log = structlog.get_logger()
 _leads = Gauge("keyledger_leader", "1 while this process is the one that does the work", ["work"])
 
@@ -80,7 +80,8 @@ class Leader:
                     await work(connection, producer, stop)
                 finally:
                     # Longer each time: a broker that is only slow must not get the same records again and again.
-                    self._patience = _PATIENCE[0] if producer.committed else min(2 * self._patience, _PATIENCE[1])
+                    factor = 0.5 if producer.committed else 2.0
+                    self._patience = min(max(factor * self._patience, _PATIENCE[0]), _PATIENCE[1])
                     await producer.abandon()
 
     async def _elected(self, connection: Connection, stop: asyncio.Event) -> bool:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from aiokafka.errors import KafkaError, ProducerFenced
 from aiokafka.structs import TopicPartition as Partition
 
-DEADLINE = 15.0
+DEADLINE = 30.0
 
 
 class KafkaUnavailable(Exception):  # noqa: N818 - a state, not a mistake

@@ -17,7 +17,7 @@ from shared.kafka.errors import KafkaUnavailable, OutOfRange, guarded
 
 Record = ConsumerRecord[bytes, bytes]
 
-_STUCK_AFTER = 15.0
+_STUCK_AFTER = 45.0
 _REBALANCE = 60.0
 
 

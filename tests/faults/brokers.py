@@ -1,4 +1,6 @@
-"""What only Kafka's own tools and an administrator can do: an empty new cluster, a log that is compacted now."""
+"""What only Kafka's own tools, its disk and an administrator can do: an empty new cluster, logs without their tails, a log
+that is compacted now, answers that come late.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ import signal
 import subprocess
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from shared.events.topics import Topic
 from shared.kafka import Record
+from tests.support.delay import Delay, delaying
 from tests.support.eventually import eventually_sync
 from tests.support.stack import LocalStack, is_alive
 from tests.support.topics import read_topic
@@ -30,25 +34,72 @@ _AT_ONCE = {
 }
 
 
-def empty_kafka(stack: LocalStack) -> str:
-    """Kills Kafka, deletes all that it held, and has it come back at its address as a cluster of its own: the new id."""
+@contextmanager
+def without_kafka(stack: LocalStack) -> Iterator[list[str]]:
+    """Kills Kafka, and has it come back, at the context's end, with what was made of its files meanwhile; the words of its
+    command line."""
     pid = stack.process("kafka")["pid"]
     java = Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
-    *options, _, properties = java
     supervisor = stack.directory.holder()
     assert supervisor is not None
-    os.kill(supervisor, signal.SIGSTOP)  # so that it isn't started again before it is empty
+    os.kill(supervisor, signal.SIGSTOP)  # so that it isn't started again before
     try:
         os.kill(pid, signal.SIGKILL)
         eventually_sync(lambda: not is_alive(pid))
-        shutil.rmtree(stack.directory.kafka / "data")
-        cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        tool = (*options, "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", properties)
-        subprocess.run(tool, check=True, capture_output=True, timeout=120)
+        yield java
     finally:
         os.kill(supervisor, signal.SIGCONT)
     stack.wait_restarted("kafka", pid, 120)
+
+
+def empty_kafka(stack: LocalStack) -> str:
+    """Kafka loses all that it held, and comes back at its address as a cluster of its own: the new id."""
+    cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    with without_kafka(stack) as (*options, _, properties):
+        shutil.rmtree(stack.directory.kafka / "data")
+        tool = (*options, "kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", properties)
+        subprocess.run(tool, check=True, capture_output=True, timeout=120)
     return cluster
+
+
+def keep_logs(stack: LocalStack, topics: Sequence[Topic], kept: Path) -> None:
+    """Copies the topics' logs as they are now; Kafka is killed for it."""
+    with without_kafka(stack):
+        for log in _logs(stack, topics):
+            shutil.copytree(log, kept / log.name)
+
+
+def lose_tails(stack: LocalStack, topics: Sequence[Topic], kept: Path) -> None:
+    """The topics' logs end where they ended when they were kept: all that was acknowledged since is lost."""
+    with without_kafka(stack):
+        for log in _logs(stack, topics):
+            shutil.rmtree(log)
+            shutil.copytree(kept / log.name, log)
+        for name in ("recovery-point-offset-checkpoint", "replication-offset-checkpoint", "cleaner-offset-checkpoint"):
+            (stack.directory.kafka / "data" / name).unlink(missing_ok=True)
+
+
+def _logs(stack: LocalStack, topics: Sequence[Topic]) -> list[Path]:
+    return [path for topic in topics for path in (stack.directory.kafka / "data").glob(f"{topic.name}-[0-9]*")]
+
+
+@contextmanager
+def slow_answers(stack: LocalStack) -> Iterator[Delay]:
+    """Clients reach Kafka by a proxy whose answers can be delayed: it is the address that Kafka gives them. Kafka is
+    restarted at the beginning and at the end."""
+    own = stack.env["KEYLEDGER_KAFKA"]
+    properties = stack.directory.kafka / "server.properties"
+    before = properties.read_text()
+    with delaying(int(own.rpartition(":")[2])) as delay:
+        advertised = f"advertised.listeners=PLAINTEXT://127.0.0.1:{delay.port},"
+        with without_kafka(stack):
+            properties.write_text(before.replace(f"advertised.listeners=PLAINTEXT://{own},", advertised))
+        try:
+            yield delay
+        finally:
+            delay.seconds = 0.0
+            with without_kafka(stack):
+                properties.write_text(before)
 
 
 def compact(stack: LocalStack, topics: Sequence[Topic], deadline: float = 120.0) -> int:

@@ -6,12 +6,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
 from shared.kafka import Partition
 from shared.postgres import Pool
 from shared.relay.loop import Relay
+from shared.relay.publication import Publication
 from shared.settings import Base
 from tests.support.eventlog import add, event_log, rows
 from tests.support.eventually import eventually
@@ -37,8 +40,8 @@ async def broker(database: str) -> AsyncIterator[FakeBroker]:
 
 
 @asynccontextmanager
-async def _relay(database: str) -> AsyncIterator[None]:
-    relay, stop = Relay(Base(kafka="fake:9092", partitions=PARTITIONS), database, PUBLICATION), asyncio.Event()
+async def _relay(database: str, publication: Publication = PUBLICATION) -> AsyncIterator[None]:
+    relay, stop = Relay(Base(kafka="fake:9092", partitions=PARTITIONS), database, publication), asyncio.Event()
     running = asyncio.ensure_future(relay.run(stop))
     try:
         yield
@@ -92,3 +95,43 @@ async def test_a_broker_slower_than_the_lock_s_connection_may_idle_gets_each_eve
     await eventually(lambda: published(pool), 20)
     values = [json.loads(value) for values in broker.values(EVENTS.name).values() for value in values if value]
     assert [event["streamversion"] for event in values] == [1, 2]
+
+
+async def test_states_of_streams_that_ended_long_ago_are_deleted_and_heartbeats_count_what_is_left(
+    pool: Pool, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.relay.loop._BATCH", 4)
+    monkeypatch.setattr("shared.relay.loop._RETIRE_EVERY", 0.1)
+    for number in range(9):
+        await add(pool, f"old-{number}", 1)
+    ending = replace(PUBLICATION, final=frozenset({"counter.added"}), keep=timedelta(0))
+    with installed(FakeBroker()) as broker:
+        async with _relay(database, ending):
+            await eventually(lambda: _left(broker) == set())
+            for number in range(PARTITIONS):
+                # The deletions are lost, the states before them are not: they have to come again.
+                partition = Partition(STATES.name, number)
+                log = broker.log(partition)
+                deleted = [at for at, entry in log.committed(log.begin) if entry.value is None]
+                broker.lose_tail(partition, min(deleted, default=log.end))
+            await eventually(lambda: _left(broker) == set())
+        async with _relay(database, replace(ending, keep=timedelta(days=30))):
+            await add(pool, "new", 1)
+            await eventually(lambda: _left(broker) == {"new"})
+    streams, retired = (await rows(pool, "SELECT streams, retired FROM relay"))[0].values()
+    assert (sum(streams), retired) == (1, 9)
+
+
+def _left(broker: FakeBroker) -> set[str] | None:
+    """The streams whose states a reader has at the end; None while heartbeats count others."""
+    left: set[str] = set()
+    for number in range(PARTITIONS):
+        log, here = broker.log(Partition(STATES.name, number)), dict[str, bytes | None]()
+        for _, entry in log.committed(log.begin):
+            here[(entry.key or b"").decode()] = entry.value
+        beat = json.loads(here.pop(f"beat-{number}") or b"")
+        kept = {stream for stream, value in here.items() if value is not None}
+        if beat["data"]["streams"] != len(kept):
+            return None
+        left |= kept
+    return left

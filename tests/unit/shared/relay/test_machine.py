@@ -130,7 +130,7 @@ class World:
             fold = {key.decode(): json.loads(value) for key, value in records if value and value != b"junk"}
             for key in {key.decode() for key, _ in records}:
                 if [value for name, value in records if name == key.encode()][-1] is None:
-                    del fold[key]
+                    fold.pop(key, None)
             assert records[-1][0] == b"beat-%d" % number
             beat = fold.pop(f"beat-{number}")["data"]
             fold.pop("junk", None)
