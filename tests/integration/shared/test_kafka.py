@@ -27,7 +27,7 @@ from shared.kafka import (
     partition_count,
 )
 from shared.partitions import partition_for
-from shared.settings import Base
+from shared.settings import Base, PartitionsChanged
 from tests.support.eventually import eventually
 from tests.support.fakebroker import FakeBroker
 from tests.support.fakeclients import installed
@@ -152,7 +152,7 @@ async def test_topics_are_made_once_and_keep_their_partitions(broker: Broker) ->
     await asyncio.gather(*(ensure_topics(settings, [topic]) for _ in range(4)))
     await ensure_topics(settings, [topic])
     assert await partition_count(broker.address, topic.name) == 3
-    with pytest.raises(ValueError, match="has 3 partitions, not 4"):
+    with pytest.raises(PartitionsChanged, match="has 3 partitions, not 4"):
         await ensure_topics(Base(kafka=broker.address, partitions=4), [topic])
 
 
