@@ -201,7 +201,9 @@ async def _serve(serving: Serving, slot: Slot, stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     listening = socket.socket(fileno=settings.socket) if settings.socket is not None else None
     listening = listening or listen(settings.host, settings.port)
-    serving.serving = serving.ledger.writable()
+    # A log that can't be begun yet is no reason to say that the slot is not held: on a full disk it comes later.
+    serving.serving = True
+    serving.ledger.writable()
     server = await loop.create_server(serving.clients.accepted, sock=listening, backlog=serving.backlog)
     sweeping = loop.create_task(_sweep(serving))
     _log.info("serving", port=listening.getsockname()[1], log=serving.ledger.log_id)
