@@ -84,13 +84,13 @@ class Twin:
         return self._log.read_text()
 
 
-def second_edge(stack: LocalStack, directory: Path) -> Twin:
-    """Another edge of the stack, with an id and data of its own; its address is `url_of` it."""
+def second_edge(stack: LocalStack, directory: Path, data: Path | None = None) -> Twin:
+    """Another edge of the stack, with an id and `data` of its own; its address is `url_of` it."""
     return Twin(
         stack,
         "edge",
         directory / "edge.log",
-        KEYLEDGER_EDGE_DATA=str(directory / "edge"),
+        KEYLEDGER_EDGE_DATA=str(data or directory / "edge"),
         KEYLEDGER_EDGE_PORT=str(free_port()),
     )
 
