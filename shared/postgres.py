@@ -8,20 +8,20 @@ import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
+import structlog
 from psycopg import AsyncConnection, errors
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from typing_extensions import override
 
 from shared.errors import Unavailable
 
-Connection = AsyncConnection[DictRow]
-Pool = AsyncConnectionPool[Connection]
-
 MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 7_316_001
-_OPTIONS = "-c idle_in_transaction_session_timeout=5s -c lock_timeout=5s -c statement_timeout=%dms"
+_OPTIONS = "-c idle_in_transaction_session_timeout=5s -c lock_timeout=%dms -c statement_timeout=%dms"
 BATCH_STATEMENT = 30.0
 """How long (s) a statement on thousands of rows may take, of a consumer or a leader."""
 # A host that vanished is found out within about ten seconds; the kernel's own patience is a quarter of an hour.
@@ -34,6 +34,11 @@ _SOCKET = {
 }
 
 _CHECK_SECONDS = 2.0
+_LOCK = 5.0
+_MARGIN = 2.0
+_MIGRATION_LOCK_WAIT = 2.0
+_MIGRATION_TRIES = 60
+_log = structlog.get_logger()
 
 AWAY: tuple[type[BaseException], ...] = (
     psycopg.OperationalError,
@@ -43,13 +48,37 @@ AWAY: tuple[type[BaseException], ...] = (
 )
 
 
+class Connection(AsyncConnection[DictRow]):
+    """A connection on which no wait for the server outlasts `patience` (s): whatever is done on it then fails (`AWAY`).
+
+    A server that hangs instead of refusing ends no statement itself, and the kernel goes on acknowledging for it.
+    """
+
+    patience: float | None = None
+
+    @override
+    async def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+        """What every exchange with the server waits by."""
+        if self.patience is None:
+            return await super().wait(gen, *args, **options)
+        with _cut_after(self, self.patience):
+            return await super().wait(gen, *args, **options)
+
+
+Pool = AsyncConnectionPool[Connection]
+
+
 @asynccontextmanager
 async def open_pool(dsn: str, *, size: int = 8, wait: float = 3.0, statement: float = 4.0) -> AsyncIterator[Pool]:
     """A pool of at most `size` connections; a caller waits at most `wait` seconds for one. Opens without the database.
 
     The server ends a statement after `statement` seconds. That is less than `transaction` gives, so that nothing goes on
-    there that nobody waits for any more.
+    there that nobody waits for any more; a server that does not even do that is given up two seconds later.
     """
+
+    async def configure(connection: Connection) -> None:
+        connection.patience = statement + _MARGIN
+
     pool: Pool = AsyncConnectionPool(
         dsn,
         connection_class=Connection,
@@ -59,6 +88,7 @@ async def open_pool(dsn: str, *, size: int = 8, wait: float = 3.0, statement: fl
         timeout=wait,
         reconnect_timeout=5.0,
         check=_check,
+        configure=configure,
         open=False,
     )
     await pool.open(wait=False)
@@ -68,8 +98,8 @@ async def open_pool(dsn: str, *, size: int = 8, wait: float = 3.0, statement: fl
         await pool.close(timeout=2.0)
 
 
-def _options(statement: float) -> str:
-    return _OPTIONS % (statement * 1000)
+def _options(statement: float, lock: float = _LOCK) -> str:
+    return _OPTIONS % (lock * 1000, statement * 1000)
 
 
 async def _check(connection: Connection) -> None:
@@ -117,6 +147,12 @@ async def connect(dsn: str, *, idle_session_timeout: str | None = None) -> Conne
     options = _options(BATCH_STATEMENT) + (
         f" -c idle_session_timeout={idle_session_timeout}" if idle_session_timeout else ""
     )
+    connection = await _connect(dsn, options)
+    connection.patience = BATCH_STATEMENT + _MARGIN
+    return connection
+
+
+async def _connect(dsn: str, options: str) -> Connection:
     return await Connection.connect(dsn, autocommit=True, row_factory=dict_row, options=options, **_SOCKET)
 
 
@@ -124,11 +160,12 @@ async def migrate(dsn: str, directories: Sequence[Path], *, wait: float = 60.0) 
     """Applies the numbered SQL files that the database has not had yet, each in a transaction; returns their names.
 
     Forward only; a lock lets one process do it; a database that does not answer yet is waited for up to `wait` seconds.
-    A file that changed after it was applied is an error.
+    A file may take as long as it takes, but for locks it waits two seconds at a time, since everybody else waits behind
+    it meanwhile, and tries again. A file that changed after it was applied is an error.
     """
     connection = await _connect_within(dsn, wait)
     async with connection:
-        await connection.execute("SELECT pg_advisory_lock(%s)", [_MIGRATION_LOCK])
+        await _alone(connection)
         await connection.execute(
             "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, content text NOT NULL,"
             " applied_at timestamptz NOT NULL DEFAULT now())"
@@ -142,18 +179,39 @@ async def migrate(dsn: str, directories: Sequence[Path], *, wait: float = 60.0) 
                 if had[name] != content:
                     raise ValueError(f"migration {name} changed after it was applied")
                 continue
+            await _apply(connection, name, content)
+            done.append(name)
+        return done
+
+
+async def _alone(connection: Connection) -> None:
+    """Waits for whoever else migrates, however long that takes: it ends, or its connection does."""
+    while True:
+        row = await (await connection.execute("SELECT pg_try_advisory_lock(%s) AS got", [_MIGRATION_LOCK])).fetchone()
+        if row and row["got"]:
+            return
+        await asyncio.sleep(0.1)
+
+
+async def _apply(connection: Connection, name: str, content: str) -> None:
+    for tries in range(1, _MIGRATION_TRIES + 1):
+        try:
             async with connection.transaction():
                 await connection.execute(content.encode())
                 await connection.execute("INSERT INTO migrations (name, content) VALUES (%s, %s)", [name, content])
-            done.append(name)
-        return done
+            return
+        except (errors.LockNotAvailable, errors.DeadlockDetected) as error:
+            if tries == _MIGRATION_TRIES:
+                raise
+            _log.warning("a migration waits for a lock", migration=name, error=str(error).strip(), tries=tries)
+            await asyncio.sleep(min(0.1 * tries, 2.0))
 
 
 async def _connect_within(dsn: str, wait: float) -> Connection:
     deadline = asyncio.get_running_loop().time() + wait
     while True:
         try:
-            return await connect(dsn)
+            return await _connect(dsn, _options(0, _MIGRATION_LOCK_WAIT))
         except AWAY:
             if asyncio.get_running_loop().time() > deadline:
                 raise

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from services.keys import store
 from services.keys.domain.usage import newest
 from services.keys.settings import Settings
-from shared.consumer.intake import Event
 from shared.consumer.loop import Consumer, Kind, Subscription
+from shared.consumer.records import Event
 from shared.events.keys import KeyDeleted
 from shared.events.requests import KeyUsage
 from shared.events.topics import KEY_EVENTS, KEY_STATES, KEY_USAGE

@@ -7,8 +7,8 @@ from typing import TypeVar
 
 from services.stats import domain, store
 from services.stats.settings import Settings
-from shared.consumer.intake import Event
 from shared.consumer.loop import Consumer, Kind, Subscription
+from shared.consumer.records import Event
 from shared.events import EventData, keys, tickets
 from shared.events.requests import RequestEvent
 from shared.events.topics import KEY_EVENTS, REQUEST_EVENTS, TICKET_EVENTS

@@ -1,10 +1,8 @@
-"""Exactly once from Kafka into PostgreSQL: what a batch of records changes and how far they were read is one transaction.
+"""Exactly once from Kafka into PostgreSQL: what records change and how far they were read is one transaction.
 
 A group of consumers shares the partitions, but its membership is never what correctness rests on. It rests on the row of
 `consumer_offsets`: compared and moved on in the transaction that stores the events, so that of two consumers that hold the
-same records only one can store them. Kafka's own commits are a hint for its tools. A partition is read only after its
-offset was taken from the database and sought (`_ready`), since aiokafka may deliver records of a partition before it
-tells that it was assigned (issue 738).
+same records only one can store them. Kafka's own commits are a hint for its tools.
 """
 
 from __future__ import annotations
@@ -20,43 +18,43 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 from psycopg_pool import PoolTimeout
 
-from shared.consumer import store as consumed
-from shared.consumer.batch import POISON, Subscription, store
-from shared.consumer.intake import Batch, Intake, Kind, Tolerance, TooMuchPoison, reason
-from shared.consumer.store import Held, Superseded
-from shared.kafka import (
-    KafkaUnavailable,
-    OutOfRange,
-    Partition,
-    Reader,
-    Record,
-    cluster_id,
-    partition_count,
-    still_cluster,
-)
-from shared.postgres import Connection, Pool
+from shared.consumer import dead_letters, store
+from shared.consumer.intake import Intake, Kind
+from shared.consumer.poison import Tolerance, TooMuchPoison
+from shared.consumer.positions import Positions
+from shared.consumer.records import Fetched, blamed, portions, reason
+from shared.consumer.store import Offset, Superseded, TopicId
+from shared.consumer.transaction import POISON, Subscription, take
+from shared.kafka import KafkaUnavailable, OutOfRange, Partition, Reader, identify
+from shared.postgres import Pool
 from shared.telemetry import Check
 
 __all__ = ["Consumer", "Kind", "Subscription"]
 
-_BATCH = 5000
+_BATCH = (5000, 8 << 20)
+"""Records and bytes of one transaction."""
+_CAREFUL = (500, 1 << 20)
+"""The same where poison has to be told apart: of others there is then less to do again, and each step is a short one."""
 _TURN_MS = 250
 _PATIENCE = 30.0
+_STALE = 15.0
+_AGAIN = (1.0, 30.0)
+_AFTER_POISON = (5.0, 300.0)
 _MEASURE_EVERY = 1.0
 _HINT_EVERY = 5.0
 _LOOK_EVERY = 10.0
+_CLEAN_EVERY = 600.0
 _GAP_ALARM = 60.0
 _log = structlog.get_logger()
 
 _lag = Gauge("keyledger_consumer_lag", "Records between the consumer's position and the end", ["topic", "partition"])
-_stopped = Gauge("keyledger_consumer_stopped_partitions", "Partitions that are not read on until somebody looks")
+_stopped = Gauge("keyledger_consumer_stopped_partitions", "Partitions that are not read on for the time being")
 _gaps = Gauge("keyledger_consumer_open_gaps", "Request logs with records missing, by partition")
 _gap_age = Gauge("keyledger_consumer_oldest_gap_seconds", "For how long the oldest gap has been open")
 _events = Counter("keyledger_consumer_events_total", "Events stored", ["topic"])
 _duplicates = Counter("keyledger_consumer_duplicates_total", "Records dropped as already stored", ["topic"])
 _dead = Counter("keyledger_consumer_dead_letters_total", "Records that could not be taken", ["topic"])
 _clamped = Counter("keyledger_consumer_clamped_total", "Events whose time was out of bounds")
-_lost = Counter("keyledger_consumer_lost_tails_total", "Times that a log ended before what was already taken of it")
 _superseded = Counter("keyledger_consumer_superseded_total", "Batches that another consumer had stored")
 _size = Histogram("keyledger_consumer_batch_events", "Records in a batch", buckets=(1, 10, 100, 1000, 2500, 5000))
 _seconds = Histogram("keyledger_consumer_batch_seconds", "Time to store a batch")
@@ -79,58 +77,65 @@ class Consumer:
         self._group = group
         self._subscriptions = {subscription.topic.name: subscription for subscription in subscriptions}
         self._tolerance = tolerance or Tolerance()
-        self._cluster = ""
-        self._partitions: dict[str, int] = {}
-        self._ready: dict[Partition, Held] = {}
-        self._halted: dict[Partition, str] = {}
-        self._holes: dict[Partition, int] = {}
-        self._generation = 0
+        self._topics: dict[str, TopicId] = {}
+        self._positions = Positions(pool, {name: each.kind for name, each in self._subscriptions.items()})
         self._problem = "starting"
-        self._progress = self._measured = self._hinted = self._looked = time.monotonic()
+        self._poisoned = False
+        self._wait = 0.0
+        self._progress = self._measured = self._hinted = self._looked = self._cleaned = time.monotonic()
 
     def checks(self) -> dict[str, Callable[[], Check]]:
-        """For readiness: that it reads, and that no partition is stopped."""
+        """For readiness: that it goes on, and that no partition is stopped."""
 
         def check() -> Check:
-            problem = self._problem or "; ".join(self._halted.values())
-            return Check(not problem, problem or f"{len(self._ready)} partitions")
+            halts = [halt.problem for halt in self._positions.halted.values()]
+            still = time.monotonic() - self._progress
+            stale = f"nothing has gone on for {still:.0f} s" if still > _STALE else ""
+            problem = self._problem or "; ".join(halts) or stale
+            return Check(not problem, problem or f"{len(self._positions.ready)} partitions")
 
         return {"consumer": check}
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Until `stop`, which lets a transaction under way finish. After too much poison it only waits, not ready."""
+        """Until `stop`, which lets a transaction under way finish. Whatever ends a session, another follows after a while."""
         stopped = asyncio.ensure_future(stop.wait())
+        session: asyncio.Future[None] | None = None
         try:
             while not stop.is_set():
                 session = asyncio.ensure_future(self._session(stop))
                 await asyncio.wait([session, stopped], return_when=asyncio.FIRST_COMPLETED)
-                if not session.done():
-                    await asyncio.wait([session], timeout=5.0)
-                    session.cancel()
-                with suppress(asyncio.CancelledError):
-                    await self._ended(session, stop)
+                await asyncio.wait([session], timeout=5.0)
+                session.cancel()
+                await asyncio.wait([session])
+                if not session.cancelled() and (error := session.exception()):
+                    await self._rest(error, stop)
         finally:
             stopped.cancel()
+            if session:
+                session.cancel()
 
-    async def _ended(self, session: asyncio.Future[None], stop: asyncio.Event) -> None:
-        try:
-            await session
-        except TooMuchPoison as error:
-            _log.error("consumer stopped", error=str(error))
+    async def _rest(self, error: BaseException, stop: asyncio.Event) -> None:
+        """Waits longer after each session in which nothing went on: what is wrong may take a new version to mend."""
+        least, most = _AFTER_POISON if isinstance(error, TooMuchPoison) else _AGAIN
+        self._poisoned = isinstance(error, TooMuchPoison)
+        if isinstance(error, (TooMuchPoison, KafkaUnavailable, psycopg.Error, PoolTimeout)):
             self._problem = str(error)
-            await stop.wait()
-        except (KafkaUnavailable, psycopg.Error, PoolTimeout) as error:
-            _log.warning("consumer interrupted", error=str(error))
-            self._problem = str(error)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), 1.0)
+            _log.warning("consumer interrupted", error=self._problem)
+        else:
+            self._problem = reason(error)
+            _log.error("consumer failed", exc_info=error)
+        self._wait = min(max(2 * self._wait, least), most)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), self._wait)
 
     async def _session(self, stop: asyncio.Event) -> None:
         """The life of one Kafka client. A consumer without a database does not join: it would only hold partitions."""
         async with self._pool.connection() as connection:
             await connection.execute("SELECT 1")
-        self._cluster = await cluster_id(self._bootstrap)
-        self._partitions = {topic: await partition_count(self._bootstrap, topic) for topic in self._subscriptions}
+        self._topics = await self._found()
+        if missing := self._subscriptions.keys() - self._topics.keys():
+            raise KafkaUnavailable(f"no topic {', '.join(sorted(missing))} yet")
+        self._positions.begin(self._topics)
         reader = await Reader.open(
             self._bootstrap, list(self._subscriptions), group=self._group, revoked=lambda _: self._forget()
         )
@@ -142,192 +147,134 @@ class Consumer:
             self._forget()
             await reader.close()
 
+    async def _found(self) -> dict[str, TopicId]:
+        found = (await identify(self._bootstrap, list(self._subscriptions))).topics
+        return {name: TopicId(name, *topic) for name, topic in found.items()}
+
+    async def _still_the_same(self) -> None:
+        """Topics that were made anew, or are another cluster's, may show by no error: all begins anew."""
+        if await self._found() != self._topics:
+            raise KafkaUnavailable("the topics are others now")
+
     def _forget(self) -> None:
-        self._generation += 1
-        self._ready.clear()
-        self._halted.clear()
+        self._positions.forget()
         _lag.clear()
 
     async def _turn(self, reader: Reader) -> None:
         try:
-            await self._position(reader)
-            found = await reader.fetch(timeout_ms=_TURN_MS, max_records=_BATCH)
-            if batch := self._contiguous(reader, found):
-                await self._take(reader, batch)
+            await self._positions.find(reader, self._still_the_same)
+            found = await reader.fetch(timeout_ms=_TURN_MS, max_records=_BATCH[0])
+            for portion in portions(self._positions.contiguous(reader, found), *_BATCH):
+                await self._take(reader, portion)
             await self._observe(reader)
-            self._problem, self._progress = "", time.monotonic()
+            self._went_on(stored=False)
         except OutOfRange as error:
             for partition in error.partitions:
-                self._ready.pop(partition, None)
+                self._positions.ready.pop(partition, None)
         except Superseded as error:
             _superseded.inc()
             _log.info("superseded", what=str(error))
-            self._ready.clear()
+            self._positions.ready.clear()
         except (psycopg.Error, PoolTimeout) as error:
             # Whether a commit that broke was carried out is told by the offsets, which are read anew.
-            self._ready.clear()
+            self._positions.ready.clear()
             self._problem = str(error)
             if time.monotonic() - self._progress > _PATIENCE:
                 raise
             _log.warning("the database did not take a batch", error=str(error))
             await asyncio.sleep(0.5)
 
-    async def _position(self, reader: Reader) -> None:
-        missing = reader.assignment() - self._ready.keys() - self._halted.keys()
-        if not missing:
+    def _went_on(self, *, stored: bool) -> None:
+        """After too much poison nothing is well before something was stored: an empty turn comes before the same again."""
+        self._progress = time.monotonic()
+        if stored or not self._poisoned:
+            self._problem, self._poisoned, self._wait = "", False, 0.0
+
+    async def _take(self, reader: Reader, fetched: Fetched) -> None:
+        try:
+            await self._store(reader, fetched, careful=False)
+        except POISON as error:
+            _log.warning("an event can't be stored", error=reason(error))
+            for portion in portions(fetched, *_CAREFUL):
+                await self._store(reader, portion, careful=True)
+
+    async def _store(self, reader: Reader, fetched: Fetched, *, careful: bool) -> None:
+        """One transaction. Partitions that are no longer read on are left out, those that were taken away included."""
+        ready, epoch = self._positions.ready, self._positions.epoch
+        fetched = {partition: records for partition, records in fetched.items() if partition in ready}
+        before = {partition: ready[partition] for partition in fetched}
+        if not fetched:
             return
-        generation = self._generation
-        starts: dict[Partition, tuple[Held, str]] = {}
-        await self._still_the_same()
-        # What is held first: where logs end may have moved on meanwhile, but not back.
-        async with self._pool.connection() as connection:
-            held = await consumed.held_offsets(connection, missing)
-        bounds = await reader.bounds(missing)
-        async with self._pool.connection() as connection:
-            for partition in sorted(missing):
-                starts[partition] = await self._start(connection, partition, held.get(partition), *bounds[partition])
-        if generation != self._generation:
-            return
-        for partition, (at, problem) in starts.items():
-            reader.seek(partition, at.next_offset)
-            if problem:
-                self._halt(reader, partition, problem)
-            else:
-                self._ready[partition] = at
-
-    async def _still_the_same(self) -> None:
-        """Another cluster at the same address may give no partitions, or take offsets for its own: all begins anew."""
-        await still_cluster(self._bootstrap, self._cluster)
-
-    async def _start(
-        self, connection: Connection, partition: Partition, held: Held | None, first: int, end: int
-    ) -> tuple[Held, str]:
-        """Where to read on, or why not to. Records that expired unread are never skipped.
-
-        A log that ends before what was taken of it has lost its tail. What its producers then write there anew comes in
-        at the end of the log where marks show what is missing; elsewhere everything is read again and deduplicated.
-        """
-        if held is None:
-            at = Held(self._cluster, first, 0)
-            await consumed.start(connection, partition, at)
-            return at, ""
-        if held.cluster == self._cluster and first <= held.next_offset <= end:
-            return held, ""
-        if held.cluster == self._cluster and held.next_offset < first:
-            return held, f"{_name(partition)}: records from {held.next_offset} to {first} are gone from Kafka, unread"
-        if held.cluster == self._cluster:
-            _lost.inc()
-            _log.error("a log lost its tail", partition=_name(partition), end=end, held=held.next_offset)
-            first = end if self._subscriptions[partition.topic].kind is Kind.MARKS else first
-        at = held.moved(self._cluster, first)
-        await consumed.advance(connection, {partition: held}, {partition: at})
-        await consumed.tell_again(connection, partition.partition)
-        return at, ""
-
-    def _halt(self, reader: Reader, partition: Partition, problem: str) -> None:
-        _log.error("partition stopped", partition=_name(partition), problem=problem)
-        self._ready.pop(partition, None)
-        self._halted[partition] = problem
-        reader.pause(partition)
-
-    def _contiguous(self, reader: Reader, found: Batch) -> Batch:
-        """The records of positioned partitions from the held offset on; where others were expected it is sought again."""
-        batch: dict[Partition, list[Record]] = {}
-        for partition, records in found.items():
-            held = self._ready.get(partition)
-            if held is None:
-                continue
-            if records[0].offset < held.next_offset:
-                records = [record for record in records if record.offset >= held.next_offset]  # noqa: PLW2901
-            elif records[0].offset > held.next_offset and self._subscriptions[partition.topic].kind is Kind.MARKS:
-                self._hole(reader, partition, held.next_offset, records[0].offset)
-                continue
-            if records:
-                batch[partition] = records
-        return batch
-
-    def _hole(self, reader: Reader, partition: Partition, held: int, found: int) -> None:
-        if self._holes.get(partition) == held:
-            self._halt(reader, partition, f"{_name(partition)}: offset {held} is not there, the next is {found}")
-        else:
-            self._holes[partition] = held
-            del self._ready[partition]
-
-    async def _take(self, reader: Reader, batch: Batch) -> None:
-        generation, held = self._generation, {partition: self._ready[partition] for partition in batch}
         with _seconds.time():
-            try:
-                taken, tolerance = await self._store(batch, held, careful=False)
-            except POISON as error:
-                _log.warning("an event can't be stored", error=reason(error))
-                taken, tolerance = await self._store(batch, held, careful=True)
+            taken, tolerance = await self._transaction(fetched, before, careful=careful)
         self._tolerance = tolerance
-        _size.observe(sum(map(len, batch.values())))
+        _size.observe(sum(map(len, fetched.values())))
         for topic, part in taken.items():
             _events.labels(topic).inc(len(part.events))
             _duplicates.labels(topic).inc(part.duplicates)
             _dead.labels(topic).inc(len(part.poison))
             _clamped.inc(part.clamped)
-            if generation == self._generation:
-                self._ready |= {p: held[p].moved(self._cluster, at) for p, at in part.next_offsets.items()}
+        to = _moved(before, taken)
+        if self._positions.moved(epoch, to):
+            self._went_on(stored=True)
+            for part in taken.values():
                 for partition, problem in part.stopped.items():
-                    await self._missing(reader, partition, problem)
+                    await self._positions.missing(reader, partition, to[partition], problem)
 
-    async def _missing(self, reader: Reader, partition: Partition, problem: str) -> None:
-        """A stream's events don't follow on what is held: the partition is read again from its start, once.
-
-        Kafka may have lost its tail, and what was sent again lies before our offset. If it is not there either, the
-        partition stops.
-        """
-        held = self._ready[partition]
-        if self._holes.get(partition) == held.next_offset:
-            reader.seek(partition, held.next_offset)
-            self._halt(reader, partition, problem)
-            return
-        _log.error("reading a partition again", partition=_name(partition), problem=problem)
-        first, _ = (await reader.bounds([partition]))[partition]
-        async with self._pool.connection() as connection:
-            await consumed.advance(connection, {partition: held}, {partition: held.moved(self._cluster, first)})
-        self._holes[partition] = held.next_offset
-        del self._ready[partition]
-
-    async def _store(
-        self, batch: Batch, held: dict[Partition, Held], *, careful: bool
+    async def _transaction(
+        self, fetched: Fetched, before: dict[Partition, Offset], *, careful: bool
     ) -> tuple[dict[str, Intake], Tolerance]:
         tolerance = replace(self._tolerance)
         async with self._pool.connection() as connection, connection.transaction():
             taken: dict[str, Intake] = {}
             for topic, subscription in self._subscriptions.items():
-                if part := {partition: records for partition, records in batch.items() if partition.topic == topic}:
-                    taken[topic] = await store(connection, subscription, part, self._partitions[topic], careful=careful)
+                if part := {partition: records for partition, records in fetched.items() if partition.topic == topic}:
+                    taken[topic] = await take(connection, subscription, self._topics[topic], part, careful=careful)
             poison = [parked for part in taken.values() for parked in part.poison]
-            tolerance.allow(batch, [record for record, _ in poison])
-            await consumed.park(connection, self._cluster, poison)
-            offsets = {partition: at for part in taken.values() for partition, at in part.next_offsets.items()}
-            await consumed.advance(connection, held, {p: held[p].moved(self._cluster, at) for p, at in offsets.items()})
+            tolerance.allow(*_sources(taken), sum(map(len, fetched.values())))
+            await dead_letters.park(connection, {topic: self._topics[topic].id for topic in taken}, poison)
+            await store.advance(connection, before, _moved(before, taken))
         return taken, tolerance
 
     async def _observe(self, reader: Reader) -> None:
         now = time.monotonic()
         if now - self._measured > _MEASURE_EVERY:
             self._measured = now
-            _stopped.set(len(self._halted))
-            for partition in [*self._ready, *self._halted]:
+            _stopped.set(len(self._positions.halted))
+            for partition in [*self._positions.ready, *self._positions.halted]:
                 with suppress(KafkaUnavailable):  # no longer assigned
                     _lag.labels(*partition).set(max(0, reader.end(partition) - await reader.position(partition)))
-        if self._ready and now - self._hinted > _HINT_EVERY:
+        if self._positions.ready and now - self._hinted > _HINT_EVERY:
             self._hinted = now
-            await reader.commit({partition: held.next_offset for partition, held in self._ready.items()})
+            await reader.commit({partition: at.next for partition, at in self._positions.ready.items()})
         if now - self._looked > _LOOK_EVERY:
             self._looked = now
             await self._still_the_same()
+            await self._look_for_gaps()
+        if now - self._cleaned > _CLEAN_EVERY:
+            self._cleaned = now
             async with self._pool.connection() as connection:
-                count, age = await consumed.open_gaps(connection)
-            _gaps.set(count)
-            _gap_age.set(age)
-            if age > _GAP_ALARM:
-                _log.error("records of request logs are missing", logs=count, oldest_seconds=round(age))
+                if gone := await dead_letters.clean(connection):
+                    _log.warning("dead letters were deleted, too old or too much", letters=gone)
+
+    async def _look_for_gaps(self) -> None:
+        async with self._pool.connection() as connection:
+            count, age = await store.open_gaps(connection)
+        _gaps.set(count)
+        _gap_age.set(age)
+        if age > _GAP_ALARM:
+            _log.error("records of request logs are missing", logs=count, oldest_seconds=round(age))
 
 
-def _name(partition: Partition) -> str:
-    return f"{partition.topic}/{partition.partition}"
+def _moved(before: dict[Partition, Offset], taken: dict[str, Intake]) -> dict[Partition, Offset]:
+    return {
+        partition: before[partition].moved(at) for part in taken.values() for partition, at in part.next_offsets.items()
+    }
+
+
+def _sources(taken: dict[str, Intake]) -> tuple[set[str], set[str]]:
+    """Who is behind what was taken, and behind what is to be parked. Of so many records only some are looked at."""
+    hit = {blamed(record) for part in taken.values() for record, _ in part.poison}
+    bad = {id(record) for part in taken.values() for record, _ in part.poison}
+    well = {blamed(record) for part in taken.values() for record in part.records[::50] if id(record) not in bad}
+    return well, hit

@@ -1,16 +1,18 @@
-"""What a service's database knows of the topics that it takes in: offsets, marks, stream versions, dead letters.
+"""What a service's database knows of the topics that it takes in: offsets, marks, stream versions.
 
 All of it is written in the transaction that stores the events themselves. Each topic has one consumer group a database.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from shared.consumer.intake import LogMark
+from shared.consumer.intake import LogMark, StreamVersion
 from shared.consumer.marks import Mark
-from shared.kafka import Partition, Record
+from shared.kafka import Partition
 from shared.postgres import Connection
 
 _CLOSING_LOCK = 7_316_003
@@ -20,62 +22,70 @@ class Superseded(Exception):  # noqa: N818 - what happened, not a mistake
     """Another consumer has moved the offsets on: what was read here is its, and what is held here is of yesterday."""
 
 
-@dataclass(frozen=True)
-class Held:
-    """Up to where a partition was taken, in which cluster, and in how many moves."""
+class TopicId(NamedTuple):
+    """A topic as it is now: made anew under the same name it has another id."""
 
-    cluster: str
-    next_offset: int
+    name: str
+    id: str
+    partitions: int
+
+
+@dataclass(frozen=True)
+class Offset:
+    """Up to where a partition was taken, of which topic (its id), and in how many moves."""
+
+    topic_id: str
+    next: int
     turn: int
 
-    def moved(self, cluster: str, next_offset: int) -> Held:
-        """What is held after one more move."""
-        return Held(cluster, next_offset, self.turn + 1)
+    def moved(self, to: int, topic_id: str | None = None) -> Offset:
+        """The offset after one more move."""
+        return Offset(topic_id or self.topic_id, to, self.turn + 1)
 
 
-async def held_offsets(connection: Connection, partitions: Collection[Partition]) -> dict[Partition, Held]:
+async def load_offsets(connection: Connection, partitions: Collection[Partition]) -> dict[Partition, Offset]:
     """What is stored of the partitions; those never taken from are absent."""
     rows = await connection.execute(
-        "SELECT topic, partition, cluster, next_offset, turn FROM consumer_offsets"
+        "SELECT topic, partition, topic_id, next_offset, turn FROM consumer_offsets"
         " JOIN unnest(%s::text[], %s::int[]) AS wanted (topic, partition) USING (topic, partition)",
         _columns(partitions),
     )
     return {
-        Partition(row["topic"], row["partition"]): Held(row["cluster"], row["next_offset"], row["turn"])
+        Partition(row["topic"], row["partition"]): Offset(row["topic_id"], row["next_offset"], row["turn"])
         async for row in rows
     }
 
 
-async def start(connection: Connection, partition: Partition, held: Held) -> None:
+async def start(connection: Connection, partition: Partition, at: Offset) -> None:
     """Begins with a partition; `Superseded` when somebody did before."""
     started = await connection.execute(
-        "INSERT INTO consumer_offsets (topic, partition, cluster, next_offset, turn) VALUES (%s, %s, %s, %s, %s)"
+        "INSERT INTO consumer_offsets (topic, partition, topic_id, next_offset, turn) VALUES (%s, %s, %s, %s, %s)"
         " ON CONFLICT DO NOTHING",
-        [*partition, held.cluster, held.next_offset, held.turn],
+        [*partition, at.topic_id, at.next, at.turn],
     )
     if started.rowcount != 1:
         raise Superseded(f"{partition.topic}/{partition.partition} was begun by another")
 
 
-async def advance(connection: Connection, held: Mapping[Partition, Held], to: Mapping[Partition, Held]) -> None:
-    """Moves the offsets of partitions by compare-and-set: `Superseded` unless all are as held. This is the fence.
+async def advance(connection: Connection, before: Mapping[Partition, Offset], to: Mapping[Partition, Offset]) -> None:
+    """Moves the offsets of partitions by compare-and-set: `Superseded` unless all are as they were. This is the fence.
 
     It comes last in its transaction, after the COPY of a handler: the server waits for the rest of a COPY for ever, and a
     consumer that was stopped in one must not hold what its successor needs. The rows are locked in one order everywhere.
     """
-    partitions = sorted(held)
+    partitions = sorted(before)
     moved = await connection.execute(
-        "WITH locked AS (SELECT o.topic, o.partition, w.to_cluster, w.to_offset, w.to_turn FROM consumer_offsets AS o"
+        "WITH locked AS (SELECT o.topic, o.partition, w.to_topic, w.to_offset, w.to_turn FROM consumer_offsets AS o"
         " JOIN unnest(%s::text[], %s::int[], %s::text[], %s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::bigint[])"
-        " AS w (topic, partition, cluster, next_offset, turn, to_cluster, to_offset, to_turn) ON o.topic = w.topic"
-        " AND o.partition = w.partition AND o.cluster = w.cluster AND o.next_offset = w.next_offset AND o.turn = w.turn"
+        " AS w (topic, partition, topic_id, next_offset, turn, to_topic, to_offset, to_turn) ON o.topic = w.topic"
+        " AND o.partition = w.partition AND o.topic_id = w.topic_id AND o.next_offset = w.next_offset AND o.turn = w.turn"
         " ORDER BY o.topic, o.partition FOR UPDATE OF o)"
-        " UPDATE consumer_offsets AS o SET cluster = to_cluster, next_offset = to_offset, turn = to_turn, moved_at = now()"
+        " UPDATE consumer_offsets AS o SET topic_id = to_topic, next_offset = to_offset, turn = to_turn, moved_at = now()"
         " FROM locked WHERE o.topic = locked.topic AND o.partition = locked.partition",
-        [*_columns(partitions), *_held_columns(held[p] for p in partitions), *_held_columns(to[p] for p in partitions)],
+        [*_columns(partitions), *_offsets(before[p] for p in partitions), *_offsets(to[p] for p in partitions)],
     )
     if moved.rowcount != len(partitions):
-        raise Superseded("the offsets are not those held")
+        raise Superseded("the offsets are not those of before")
 
 
 async def tell_again(connection: Connection, partition: int) -> None:
@@ -101,7 +111,7 @@ async def load_marks(connection: Connection, keys: Collection[tuple[str, int]]) 
 
 async def store_marks(connection: Connection, marks: Mapping[tuple[str, int], LogMark], partitions: int) -> None:
     """Stores the marks that changed; a log that is closed in all `partitions` without a gap collapses into one row."""
-    changed = sorted(key for key, held in marks.items() if held.changed)
+    changed = sorted(key for key, mark in marks.items() if mark.changed)
     if not changed:
         return
     # One statement, as everywhere here: between those of a pipeline (executemany) the server has no deadline for a client
@@ -138,35 +148,33 @@ async def _collapse(connection: Connection, log: str, partitions: int) -> None:
         await connection.execute("DELETE FROM request_marks WHERE log = %s", [log])
 
 
-async def load_versions(connection: Connection, topic: str, streams: Collection[str]) -> dict[str, int]:
-    """The versions taken last of the streams; those never seen are absent."""
+async def load_versions(
+    connection: Connection, topic: str, streams: Collection[str]
+) -> defaultdict[str, StreamVersion]:
+    """How far the streams are taken; of those never seen, their beginning."""
     rows = await connection.execute(
-        "SELECT stream, version FROM stream_versions WHERE topic = %s AND stream = ANY(%s)", [topic, list(streams)]
+        "SELECT stream, version, unread FROM stream_versions WHERE topic = %s AND stream = ANY(%s)",
+        [topic, list(streams)],
     )
-    return {row["stream"]: row["version"] async for row in rows}
+    return defaultdict(
+        StreamVersion, {row["stream"]: StreamVersion(row["version"], row["unread"]) async for row in rows}
+    )
 
 
-async def store_versions(connection: Connection, topic: str, versions: Mapping[str, int]) -> None:
-    """Stores the streams' versions."""
+async def store_versions(connection: Connection, topic: str, versions: Mapping[str, StreamVersion]) -> None:
+    """Stores what changed of the streams' versions."""
+    changed = {stream: held for stream, held in versions.items() if held.changed}
     await connection.execute(
-        "INSERT INTO stream_versions (topic, stream, version) SELECT %s, * FROM unnest(%s::text[], %s::bigint[])"
-        " ON CONFLICT (topic, stream) DO UPDATE SET version = excluded.version",
-        [topic, list(versions), list(versions.values())],
+        "INSERT INTO stream_versions (topic, stream, version, unread)"
+        " SELECT %s, * FROM unnest(%s::text[], %s::bigint[], %s::int[])"
+        " ON CONFLICT (topic, stream) DO UPDATE SET version = excluded.version, unread = excluded.unread",
+        [
+            topic,
+            list(changed),
+            [held.version for held in changed.values()],
+            [held.unread for held in changed.values()],
+        ],
     )
-
-
-async def park(connection: Connection, cluster: str, poison: Iterable[tuple[Record, str]]) -> None:
-    """Puts records that can't be taken aside, as they came, with the reason."""
-    for record, error in poison:
-        await connection.execute(
-            'INSERT INTO dead_letters (cluster, topic, partition, "offset", key, value, header_names, header_values, error)'
-            " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
-            [
-                *(cluster, record.topic, record.partition, record.offset, record.key, record.value),
-                *([name.replace("\x00", "") for name, _ in record.headers], [value for _, value in record.headers]),
-                error,
-            ],
-        )
 
 
 async def open_gaps(connection: Connection) -> tuple[int, float]:
@@ -184,9 +192,9 @@ def _columns(partitions: Collection[Partition]) -> list[list[object]]:
     return [[partition.topic for partition in partitions], [partition.partition for partition in partitions]]
 
 
-def _held_columns(held: Iterable[Held]) -> list[list[object]]:
-    rows = list(held)
-    return [[row.cluster for row in rows], [row.next_offset for row in rows], [row.turn for row in rows]]
+def _offsets(offsets: Iterable[Offset]) -> list[list[object]]:
+    rows = list(offsets)
+    return [[row.topic_id for row in rows], [row.next for row in rows], [row.turn for row in rows]]
 
 
 def _pairs(flat: list[int]) -> tuple[tuple[int, int], ...]:

@@ -109,6 +109,11 @@ class Reader:
         with suppress(Exception):
             self._client.pause(partition)
 
+    def resume(self, partition: Partition) -> None:
+        """Reads on in a partition that was paused."""
+        with suppress(Exception):
+            self._client.resume(partition)
+
     def end(self, partition: Partition) -> int:
         """The offset after the last committed record, as of the last fetch; 0 before any."""
         with suppress(Exception):
@@ -151,7 +156,7 @@ class Reader:
         return found
 
     async def _check_stuck(self) -> None:
-        for partition, (_, end) in (await self.bounds(self.assignment())).items():
+        for partition, (_, end) in (await self.bounds(self.assignment() - self._client.paused())).items():
             if await self.position(partition) < end:
                 raise KafkaUnavailable(f"no progress on {partition.topic}/{partition.partition} though there is more")
         self._moved = _now()

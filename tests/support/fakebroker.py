@@ -11,9 +11,9 @@ import asyncio
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from aiokafka.errors import (
     InvalidTimestampError,
@@ -95,14 +95,40 @@ class _Coordinated:
     timeout: float = 60.0
 
 
+class Member(Protocol):
+    """Who reads in a group: its partitions are taken from it, and others given."""
+
+    read: Sequence[str]
+
+    async def rejoin(self, partitions: Sequence[Partition]) -> None: ...
+
+
+@dataclass
+class Group:
+    """Readers that share partitions. `late`: members that notice what changed only when they ask for records."""
+
+    members: list[Member] = field(default_factory=list)
+    committed: dict[Partition, int] = field(default_factory=dict)
+    late: bool = False
+    pending: dict[int, list[Partition]] = field(default_factory=dict)
+    turn: int = 0
+
+
 class FakeBroker:
-    """One cluster of one broker. Its modes: `slow` (s before each answer leaves), `stuck`, `gone`; single errors by `fail`."""
+    """One cluster of one broker. Its modes: `slow` (s before each answer leaves), `stuck`, `gone`; single errors by `fail`.
+
+    For readers: `short` (so many records at most in a fetch), `silent` (none, though there are some). `groups`: their
+    members, and what they committed.
+    """
 
     def __init__(self) -> None:
         self.id = uuid.uuid4().hex
         self.topics: dict[str, FakeTopic] = {}
         self.slow = 0.0
         self.gone = False
+        self.silent = False
+        self.short: int | None = None
+        self.groups: dict[str, Group] = {}
         self.requests: Counter[str] = Counter()
         self._ids: dict[str, _Coordinated] = {}
         self._failing: dict[str, list[bool]] = {}
@@ -132,6 +158,7 @@ class FakeBroker:
         """Nothing hinders it any more."""
         self._failing.clear()
         self.slow, self.gone, self.stuck = 0.0, False, False
+        self.silent, self.short = False, None
 
     def lose_tail(self, partition: Partition, end: int) -> None:
         """The partition ends there, as if what came after had never been written."""
@@ -173,13 +200,33 @@ class FakeBroker:
         if done is False:
             raise KafkaError(f"{kind} failed")
         found = effect()
-        self._grown.set()
-        self._grown = asyncio.Event()
+        if kind != "fetch":  # those who wait for records would wake each other for ever
+            self._grown.set()
+            self._grown = asyncio.Event()
         if self.slow:
             await asyncio.sleep(self.slow)
         if done:
             raise KafkaError(f"{kind} failed, though it was carried out")
         return found
+
+    async def rebalance(self, name: str) -> None:
+        """Gives a group's partitions out anew, to each member others than before."""
+        group = self.groups[name]
+        group.turn += 1
+        group.pending = {id(member): [] for member in group.members}
+        topics = {topic for member in group.members for topic in member.read if topic in self.topics}
+        partitions = [Partition(topic, number) for topic in sorted(topics) for number in self.topics[topic].logs]
+        for at, partition in enumerate(partitions):
+            member = group.members[(at + group.turn) % len(group.members)]
+            group.pending[id(member)].append(partition)
+        if not group.late:
+            for member in list(group.members):
+                await self.noticed(name, member)
+
+    async def noticed(self, name: str, member: Member) -> None:
+        """A member learns of what changed."""
+        if (partitions := self.groups[name].pending.pop(id(member), None)) is not None:
+            await member.rejoin(partitions)
 
     async def grown(self, seconds: float) -> None:
         """Returns when something happened, or after that time."""

@@ -16,7 +16,7 @@ from aiokafka.structs import ConsumerRecord
 from aiokafka.structs import TopicPartition as Partition
 
 from shared.kafka.protocol import SettingsRequest, TopicsRequest
-from tests.support.fakebroker import Entry, FakeBroker, FakeTopic
+from tests.support.fakebroker import Entry, FakeBroker, FakeTopic, Group
 
 _BATCH_BYTES = 512 * 1024
 _INVALID_REPLICATION = 38
@@ -28,7 +28,7 @@ def installed(broker: FakeBroker) -> Iterator[FakeBroker]:
     """Whatever `shared.kafka` connects to meanwhile is this broker."""
     with (
         mock.patch("shared.kafka.producer.AIOKafkaProducer", lambda **options: FakeProducer(broker, options)),
-        mock.patch("shared.kafka.reader.AIOKafkaConsumer", lambda **_: FakeConsumer(broker)),
+        mock.patch("shared.kafka.reader.AIOKafkaConsumer", lambda **options: FakeConsumer(broker, options)),
         mock.patch("shared.kafka.topics.AIOKafkaAdminClient", lambda **_: FakeAdmin(broker)),
     ):
         yield broker
@@ -197,10 +197,18 @@ class FakeProducer:
 
 
 class FakeConsumer:
-    """`aiokafka.AIOKafkaConsumer` without a group, of committed records, which resets no offset by itself."""
+    """`aiokafka.AIOKafkaConsumer` of committed records, which resets no offset by itself.
 
-    def __init__(self, broker: FakeBroker) -> None:
+    In a group it may give records of a partition, from where the group had committed, before it tells that the partition
+    was assigned (aiokafka issue 738).
+    """
+
+    def __init__(self, broker: FakeBroker, options: dict[str, Any]) -> None:
         self._broker = broker
+        self._group: str | None = options["group_id"]
+        self._listener: Any = None
+        self._joining = False
+        self.read: Sequence[str] = ()
         self._positions: dict[Partition, int | None] = {}
         self._paused: set[Partition] = set()
         self._stable: dict[Partition, int] = {}
@@ -210,7 +218,25 @@ class FakeConsumer:
         await self._broker.request("metadata", lambda: None)
 
     async def stop(self) -> None:
+        if self._group and self in (members := self._broker.groups[self._group].members):
+            members.remove(self)
+            if members:
+                await self._broker.rebalance(self._group)
         self._positions.clear()
+
+    def subscribe(self, topics: Sequence[str], listener: Any) -> None:
+        assert self._group
+        self.read, self._listener = topics, listener
+        self._broker.groups.setdefault(self._group, Group()).members.append(self)
+        self._joining = True
+
+    async def rejoin(self, partitions: Sequence[Partition]) -> None:
+        await self._listener.on_partitions_revoked(set(self._positions))
+        self._paused.clear()
+        committed = self._broker.groups[self._group or ""].committed
+        self._positions = {partition: committed.get(partition) for partition in partitions}
+        await asyncio.sleep(0)
+        await self._listener.on_partitions_assigned(set(partitions))
 
     async def topics(self) -> set[str]:
         return await self._broker.request("metadata", lambda: set(self._broker.topics))
@@ -232,6 +258,12 @@ class FakeConsumer:
     def pause(self, partition: Partition) -> None:
         self._paused.add(partition)
 
+    def resume(self, partition: Partition) -> None:
+        self._paused.discard(partition)
+
+    def paused(self) -> set[Partition]:
+        return set(self._paused)
+
     def last_stable_offset(self, partition: Partition) -> int | None:
         return self._stable.get(partition)
 
@@ -248,6 +280,8 @@ class FakeConsumer:
         return at
 
     async def getmany(self, *, timeout_ms: int, max_records: int) -> dict[Partition, list[ConsumerRecord[Any, Any]]]:
+        if self._group:
+            await self._take_part(self._group)
         until = asyncio.get_running_loop().time() + timeout_ms / 1000
         while True:
             found = await self._broker.request("fetch", lambda: self._fetch(max_records))
@@ -256,8 +290,20 @@ class FakeConsumer:
                 return found
             await self._broker.grown(left)
 
+    async def _take_part(self, group: str) -> None:
+        if self._joining:
+            self._joining = False
+            await self._broker.request("join group", lambda: None)
+            await self._broker.rebalance(group)
+        await self._broker.noticed(group, self)
+        if lost := [p for p, at in self._positions.items() if at is None and p not in self._paused]:
+            raise NoOffsetForPartitionError(lost[0])
+
     def _fetch(self, limit: int) -> dict[Partition, list[ConsumerRecord[Any, Any]]]:
         found: dict[Partition, list[ConsumerRecord[Any, Any]]] = {}
+        if self._broker.silent:
+            return found
+        limit = min(limit, self._broker.short or limit)
         for partition, position in self._positions.items():
             if partition in self._paused or position is None or limit <= 0:
                 continue
@@ -268,8 +314,9 @@ class FakeConsumer:
                 found[partition] = [_record(partition, at, entry) for at, entry in entries]
         return found
 
-    async def commit(self, _: dict[Partition, int]) -> None:
-        await self._broker.request("offset commit", lambda: None)
+    async def commit(self, offsets: dict[Partition, int]) -> None:
+        committed = self._broker.groups[self._group or ""].committed
+        await self._broker.request("offset commit", lambda: committed.update(offsets))
 
 
 def _record(partition: Partition, offset: int, entry: Entry) -> ConsumerRecord[Any, Any]:

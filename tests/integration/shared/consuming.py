@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from shared.consumer.intake import Event, Tolerance
 from shared.consumer.loop import Consumer, Kind, Subscription
+from shared.consumer.poison import Tolerance
+from shared.consumer.records import Event
 from shared.events.requests import RequestEvent
 from shared.events.topics import Topic
 from shared.kafka import Message, Partition, Producer, ensure_topics

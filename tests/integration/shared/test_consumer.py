@@ -13,7 +13,8 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from prometheus_client import REGISTRY
 
-from shared.consumer.intake import RETENTION, Tolerance
+from shared.consumer import dead_letters
+from shared.consumer.intake import RETENTION
 from shared.consumer.loop import Consumer, Subscription
 from shared.events.requests import RequestEvent
 from shared.kafka import Partition, Producer, ensure_topics
@@ -253,7 +254,7 @@ async def test_poison_is_parked_as_it_came_and_the_rest_goes_on(requests: Bench)
     assert [row[0] for row in parked] == [3, 4, 5, 10, 11]
     assert parked[0][1:4] == (b'{"no": "event"}', ["source", "sequence", "previous"], log.id.encode())
     assert "status" not in parked[0][4]
-    assert parked[3][1:3] == (b"junk", [])
+    assert parked[3][1:3] == (b"junk", ["content-type"])
     assert await requests.rows("SELECT last, gaps FROM request_marks") == [(8, [])], "parked events move the mark"
 
 
@@ -273,17 +274,91 @@ async def test_what_only_the_database_refuses_is_found_and_parked(requests: Benc
     assert [error for (error,) in errors] == ["DivisionByZero: division by zero"] * 3
 
 
-async def test_too_much_poison_stops_the_consumer_instead_of_emptying_the_topic(requests: Bench) -> None:
-    log, key = Log(), key_on(1)
-    await requests.ship([log.write(key) for _ in range(10)])
-    await requests.send(*[(1, b"key-x", b"junk")] * 50)
-    async with requests.consumer(Tolerance(in_a_row=20)) as consumer:
-        assert "in a row" in await unready(consumer)
-    assert await requests.rows("SELECT * FROM dead_letters") == []
-    async with requests.consumer(Tolerance(in_a_row=60)) as consumer:
-        await eventually(requests.taken)
+async def test_poison_of_many_stops_the_consumer_instead_of_emptying_the_topic(
+    requests: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it goes on by itself when what was wrong with it is mended."""
+    monkeypatch.setattr("shared.consumer.loop._AFTER_POISON", (0.5, 1.0))
+    monkeypatch.setattr("shared.consumer.loop._AGAIN", (0.5, 1.0))
+    broken = True
+
+    async def handler(connection: Connection, events: Sequence[RequestEvent]) -> None:
+        if broken:
+            raise LookupError("a bug")
+        await store_requests(connection, events)
+
+    requests.subscription = replace(BY_MARKS, handler=handler)
+    log = Log()
+    records = [log.write(key, owner_id=key) for key in range(1, 61)]
+    await requests.ship(records)
+    async with requests.consumer() as consumer:
+        assert "of 60 owners or streams" in await unready(consumer)
+        assert await requests.rows("SELECT * FROM dead_letters") == []
+        broken = False
+        await requests.has_taken(identities(records))
         await ready(consumer)
-    assert await requests.rows("SELECT count(*) FROM dead_letters") == [(50,)]
+
+
+async def test_poison_of_one_owner_stops_nobody(requests: Bench) -> None:
+    """However much it sends, whatever else is in the batch."""
+
+    async def picky(connection: Connection, events: Sequence[RequestEvent]) -> None:
+        await store_requests(connection, events)
+        await connection.execute(
+            "SELECT 1 / min(x) FROM unnest(%s::int[]) AS x", [[e.data.status_code for e in events]]
+        )
+
+    requests.subscription = replace(BY_MARKS, handler=picky)
+    log, bad = Log(), 0
+    records = []
+    for number in range(1500):
+        spoiled = number % 3 != 0
+        bad += spoiled
+        key, owner, status = (1 + number % 40, 7, 0) if spoiled else (100 + number % 5, 1 + number % 5, 200)
+        records.append(log.write(key, owner_id=owner, status_code=status))
+    await requests.ship(records)
+    async with requests.consumer() as consumer:
+        await requests.has_taken(identities([record for record in records if record.event.data.status_code]), 60)
+        await ready(consumer)
+    assert await requests.rows("SELECT count(*) FROM dead_letters") == [(bad,)]
+
+
+async def test_any_bytes_in_a_relayed_topic_end_in_park(streams: Bench) -> None:
+    """Streams go on behind them, also when all of it is read again, and each is parked once."""
+    odd = [b"junk", b"[" * 100_000, b"\xff", b'{"data": {"x": ' + b"[" * 100_000, None]
+    await streams.send((0, b"key-1", relayed("key-1", 1)), *[(0, b"key-1", value) for value in odd])
+    await streams.send(
+        (0, b"key-1", relayed("key-1", 7)), (0, b"\x00", b"{}"), (0, b"k" * 5000, relayed("k" * 5000, 1))
+    )
+    async with streams.consumer() as consumer:
+        await streams.has_taken([("key-1", 1), ("key-1", 7)])
+        await eventually(lambda: count_of(streams, "dead_letters", 7))
+        await streams.do("UPDATE consumer_offsets SET topic_id = 'of before'")
+        await streams.send((0, b"key-1", relayed("key-1", 8)))
+        await streams.has_taken([("key-1", 1), ("key-1", 7), ("key-1", 8)])
+        await ready(consumer)
+    assert await streams.rows("SELECT count(*) FROM dead_letters") == [(7,)]
+
+
+async def count_of(at: Bench, table: str, count: int) -> bool:
+    return await at.rows(f"SELECT count(*) FROM {table}") == [(count,)]
+
+
+async def test_dead_letters_go_when_they_are_too_old_or_too_many(requests: Bench) -> None:
+    await requests.do(
+        'INSERT INTO dead_letters (topic, partition, "offset", value, header_names, header_values, error, parked_at, done_at)'
+        " SELECT 't', 0, n, repeat('x', 500)::bytea, '{}', '{}', '', now() - n * interval '1 day',"
+        " CASE WHEN mod(n, 2) = 0 THEN now() END FROM generate_series(1, 40) AS n"
+    )
+    async with requests.pool.connection() as connection:
+        assert await dead_letters.clean(connection) == 11
+        assert await dead_letters.clean(connection) == 0
+    assert await requests.rows('SELECT max("offset"), count(*) FROM dead_letters') == [(29, 29)]
+    async with requests.pool.connection() as connection:
+        await dead_letters.clean(connection, 20_000)
+    kept = await requests.rows('SELECT "offset", done_at IS NULL FROM dead_letters')
+    assert len([undone for _, undone in kept if undone]) == 15, "those that are not done go last"
+    assert len(kept) == 20
 
 
 async def test_relayed_events_are_taken_by_version(streams: Bench) -> None:
@@ -309,13 +384,13 @@ async def test_missing_version_stops_its_partition_only_and_skips_nothing(stream
         await ready(consumer)
 
 
-async def test_other_cluster_is_read_from_its_start_and_marks_drop_what_is_known(requests: Bench) -> None:
+async def test_other_topic_is_read_from_its_start_and_marks_drop_what_is_known(requests: Bench) -> None:
     log = Log()
     records = traffic(log, 100)
     await requests.ship(records)
     async with requests.consumer():
         await requests.has_taken(identities(records))
-    await requests.do("UPDATE consumer_offsets SET cluster = 'of before', next_offset = next_offset + 1000")
+    await requests.do("UPDATE consumer_offsets SET topic_id = 'of before', next_offset = next_offset + 1000")
     more = traffic(log, 20)
     await requests.ship(more)
     async with requests.consumer():
@@ -323,47 +398,28 @@ async def test_other_cluster_is_read_from_its_start_and_marks_drop_what_is_known
     assert sum((await requests.next_offsets()).values()) == 120
 
 
-async def test_running_consumer_notices_that_the_cluster_is_another(
+async def test_running_consumer_notices_that_the_topic_was_made_anew(
     requests: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And longer than it was: no error and no offset tells."""
     monkeypatch.setattr("shared.consumer.loop._LOOK_EVERY", 0.5)
     log = Log()
     records = traffic(log, 100)
     await requests.ship(records)
     async with requests.consumer():
         await requests.has_taken(identities(records))
-
-        async def another(_: str) -> str:
-            return "another"
-
-        for module in ("consumer", "kafka"):
-            monkeypatch.setattr(f"shared.{module}.cluster_id", another)
-
-        async def begun_anew() -> bool:
-            return {name for (name,) in await requests.rows("SELECT cluster FROM consumer_offsets")} == {"another"}
-
-        await eventually(begun_anew)
-        more = traffic(log, 20)
+        await adelete_topics(requests.kafka, [REQUESTS.name])
+        await ensure_topics(Base(kafka=requests.kafka), [REQUESTS])
+        more = traffic(log, 130)
         await requests.ship(more)
         await requests.has_taken(identities(records + more))
-
-
-async def test_log_that_lost_its_tail_is_followed_from_its_new_end(requests: Bench) -> None:
-    """What the broker lost is sent again by its producers, and taken if it is not known."""
-    log = Log()
-    records = traffic(log, 100)
-    await requests.ship(records)
-    async with requests.consumer():
-        await requests.has_taken(identities(records))
-    await adelete_topics(requests.kafka, [REQUESTS.name])
-    await ensure_topics(Base(kafka=requests.kafka), [REQUESTS])
-    more = traffic(log, 60)
-    await requests.ship(more[:30])
-    async with requests.consumer() as consumer:
-        await ready(consumer)
-        await requests.has_offsets(await ends(requests))
         await requests.ship(records[90:] + more)
+        await eventually(lambda: all_of(requests))
         await requests.has_taken(identities(records + more))
+
+
+async def all_of(at: Bench) -> bool:
+    return await at.next_offsets() == await ends(at)
 
 
 async def test_relayed_topic_that_lost_its_tail_is_read_from_its_start(streams: Bench) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import structlog
 
 from shared.errors import Unavailable
 from shared.postgres import connect, migrate, open_pool, transaction
@@ -72,6 +73,47 @@ async def test_a_file_that_changed_after_it_was_applied_is_an_error(database: st
 async def test_a_database_that_does_not_answer_is_waited_for_so_long(tmp_path: Path) -> None:
     with pytest.raises(psycopg.OperationalError):
         await migrate(f"postgresql://nobody:x@127.0.0.1:{free_port()}/nothing", [tmp_path], wait=0.3)
+
+
+async def test_a_migration_may_take_long_but_waits_for_locks_only_a_moment_at_a_time(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody else waits behind it meanwhile."""
+    monkeypatch.setattr("shared.postgres._MIGRATION_LOCK_WAIT", 0.1)
+    first = "CREATE TABLE a AS SELECT current_setting('statement_timeout') AS statement"
+    directory = _directory(tmp_path, "a", **{"0001_a": first})
+    await migrate(database, [directory])
+    assert await _query(database, "SELECT statement FROM a") == [{"statement": "0"}]
+    _directory(tmp_path, "a", **{"0002_b": "ALTER TABLE a ADD COLUMN n int"})
+    async with await connect(database) as other:
+        with structlog.testing.capture_logs() as logs:
+            async with other.transaction():
+                await other.execute("SELECT * FROM a")
+                migrating = asyncio.create_task(migrate(database, [directory]))
+                await eventually(lambda: [each for each in logs if each.get("tries") == 2])
+            assert await migrating == ["a/migrations/0002_b.sql"]
+
+
+async def test_a_server_that_hangs_is_given_up(
+    servers: Servers, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends no statement itself, and acknowledges all."""
+    monkeypatch.setattr("shared.postgres._MARGIN", 0.5)
+    async with open_pool(database, size=1, statement=0.5) as pool:
+        with pytest.raises(psycopg.OperationalError):
+            async with pool.connection() as connection:
+                servers.processes.pause("postgres")
+                try:
+                    async with asyncio.timeout(20):
+                        await connection.execute("SELECT 1")
+                finally:
+                    servers.processes.resume("postgres")
+
+        async def answers() -> bool:
+            async with transaction(pool) as connection:
+                return bool(await (await connection.execute("SELECT 1 AS one")).fetchone())
+
+        await eventually(answers)
 
 
 async def test_without_a_database_a_pool_opens_and_its_callers_are_told() -> None:

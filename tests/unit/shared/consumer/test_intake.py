@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,16 +15,16 @@ from hypothesis import strategies as st
 
 from shared.consumer.intake import (
     RETENTION,
+    Intake,
     LogMark,
-    Tolerance,
-    TooMuchPoison,
+    StreamVersion,
     by_marks,
     by_versions,
     latest,
-    read_requests,
-    streams_of,
+    read_streams,
 )
 from shared.consumer.marks import Mark
+from shared.consumer.records import Fetched, read_log_records
 from shared.events.requests import LogClosed, Request, RequestEvent, RequestMetered, encode_request
 from shared.kafka import Partition, Record
 
@@ -49,10 +50,14 @@ def relayed(offset: int, stream: str, version: int, partition: int = 0, **change
     return record(offset, msgspec.json.encode(event), stream.encode(), partition=partition)
 
 
+def streams(fetched: Fetched, versions: dict[str, StreamVersion], parked: set[tuple[int, int]] = frozenset()) -> Intake:  # type: ignore[assignment]
+    return by_versions(read_streams(fetched), versions, parked)
+
+
 def sequences(records: list[Record], marks: dict[tuple[str, int], LogMark]) -> tuple[list[int], list[int]]:
     """Ordinals taken, and offsets parked."""
-    requests, lost = read_requests({P0: records})
-    part = by_marks(requests, marks, NOW)
+    read, lost = read_log_records({P0: records})
+    part = by_marks(read, marks, NOW)
     return [event.data.sequence for event in part.events], sorted(r.offset for r, _ in [*part.poison, *lost])
 
 
@@ -134,8 +139,8 @@ def test_repeats_do_not_touch_the_mark() -> None:
 
 def test_times_are_held_within_bounds() -> None:
     times = [NOW - timedelta(days=400), NOW, NOW + timedelta(days=400)]
-    requests, _ = read_requests({P0: [metered(n, n, n - 1, time=moment) for n, moment in enumerate(times)]})
-    part = by_marks(requests, fresh(), NOW)
+    read, _ = read_log_records({P0: [metered(n, n, n - 1, time=moment) for n, moment in enumerate(times)]})
+    part = by_marks(read, fresh(), NOW)
     assert [event.time for event in part.events] == [NOW - RETENTION, NOW, NOW + timedelta(minutes=1)]
     assert part.clamped == 2
 
@@ -143,13 +148,15 @@ def test_times_are_held_within_bounds() -> None:
 @given(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(1, 4)), max_size=30))
 def test_versions_are_taken_in_order_and_nothing_behind_a_hole(arrivals: list[tuple[str, int]]) -> None:
     records = [relayed(offset, stream, version) for offset, (stream, version) in enumerate(arrivals)]
-    versions: dict[str, int] = {}
-    part = by_versions({P0: records}, versions)
+    versions = defaultdict[str, StreamVersion](StreamVersion)
+    part = streams({P0: records}, versions)
     taken: dict[str, list[int]] = {"a": [], "b": []}
     for event in part.events:
         taken[event.subject].append(event.streamversion)
     assert all(found == list(range(1, len(found) + 1)) for found in taken.values())
-    assert versions == {stream: len(found) for stream, found in taken.items() if found}
+    assert {name: held.version for name, held in versions.items() if held.version} == {
+        stream: len(found) for stream, found in taken.items() if found
+    }
     if P0 in part.stopped:
         stream, version = arrivals[part.next_offsets[P0]]
         assert version > len(taken[stream]) + 1
@@ -160,7 +167,7 @@ def test_versions_are_taken_in_order_and_nothing_behind_a_hole(arrivals: list[tu
 
 def test_hole_stops_its_partition_only() -> None:
     batch = {P0: [relayed(0, "a", 2)], P1: [relayed(0, "b", 1, partition=1)]}
-    part = by_versions(batch, {})
+    part = streams(batch, defaultdict(StreamVersion))
     assert (list(part.stopped), part.next_offsets) == ([P0], {P0: 0})
     assert [event.subject for event in part.events] == ["b"]
 
@@ -178,10 +185,9 @@ def test_hole_stops_its_partition_only() -> None:
     ids=lambda bad: str(bad.value),
 )
 def test_unreadable_relayed_events_are_parked(bad: Record) -> None:
-    part = by_versions({P0: [bad, relayed(1, "c", 1)]}, {})
+    part = streams({P0: [bad, relayed(1, "c", 1)]}, defaultdict(StreamVersion))
     assert [found.offset for found, _ in part.poison] == [0]
     assert [event.subject for event in part.events] == ["c"]
-    assert streams_of({P0: [bad, relayed(1, "c", 1)]}) <= {"a", "c"}
 
 
 def test_latest_takes_everything_but_deletions() -> None:
@@ -189,26 +195,55 @@ def test_latest_takes_everything_but_deletions() -> None:
     assert ([r.offset for r in part.records], [r.offset for r, _ in part.poison]) == ([0, 2], [3])
 
 
-def test_tolerance_counts_in_a_row_across_batches() -> None:
-    tolerance = Tolerance(in_a_row=10, share=2.0)
-    for batch in range(5):
-        records = [record(batch * 4 + n, b"") for n in range(4)]
-        tolerance.allow({P0: records}, records[1:])
-    records = [record(100 + n, b"") for n in range(10)]
-    tolerance.allow({P0: [record(99, b""), *records]}, records)
-    with pytest.raises(TooMuchPoison, match="in a row"):
-        tolerance.allow({P0: [record(200, b"")]}, [record(200, b"")])
+POISON = [
+    pytest.param(relayed(1, "a", 2, time="noon"), id="readable version"),
+    pytest.param(record(1, b"junk", b"a"), id="junk"),
+    pytest.param(record(1, b"[" * 5000, b"a"), id="too deep"),
+    pytest.param(record(1, None, b"a"), id="nothing"),
+]
 
 
-def test_tolerance_limits_the_share() -> None:
-    tolerance = Tolerance(in_a_row=10, share=0.1)
-    offset = 0
-    for _ in range(20):
-        records = [record(offset + n, b"") for n in range(100)]
-        offset += 100
-        tolerance.allow({P0: records}, records[::11][:9])
-    with pytest.raises(TooMuchPoison, match="10%"):
-        for _ in range(100):
-            records = [record(offset + n, b"") for n in range(100)]
-            offset += 100
-            tolerance.allow({P0: records}, records[::5])
+@pytest.mark.parametrize("bad", POISON)
+def test_parked_event_does_not_stop_its_stream(bad: Record) -> None:
+    versions = defaultdict[str, StreamVersion](StreamVersion)
+    part = streams({P0: [relayed(0, "a", 1), bad, relayed(2, "a", 3), relayed(3, "b", 1)]}, versions)
+    assert [(event.subject, event.streamversion) for event in part.events] == [("a", 1), ("a", 3), ("b", 1)]
+    assert ([found.offset for found, _ in part.poison], part.stopped) == ([1], {})
+    assert versions["a"] == StreamVersion(3, 0, changed=True)
+
+
+@pytest.mark.parametrize("bad", POISON)
+def test_parked_event_that_is_read_again_hides_nothing(bad: Record) -> None:
+    """The partition is read again from its start: what is known is dropped, and a version that is missing is missed."""
+    versions = defaultdict[str, StreamVersion](StreamVersion)
+    before = [relayed(0, "a", 1), bad, relayed(2, "a", 3)]
+    streams({P0: before}, versions)
+    part = streams({P0: [*before, relayed(3, "a", 5)]}, versions, {(0, 1)})
+    assert (part.events, part.poison, part.duplicates) == ([], [], 3)
+    assert part.next_offsets == {P0: 3}
+
+
+def test_version_after_a_parked_one_waits_for_as_many_as_were_parked() -> None:
+    versions = defaultdict[str, StreamVersion](StreamVersion)
+    part = streams({P0: [relayed(0, "a", 1), record(1, b"", b"a"), relayed(2, "a", 4)]}, versions)
+    assert part.next_offsets == {P0: 2}
+    assert "a goes on with version 4 at offset 2; 1 is held" in part.stopped[P0]
+
+
+def test_times_are_held_within_bounds_of_when_the_broker_had_them() -> None:
+    received = NOW - timedelta(days=5)
+    early = metered(0, 0, -1, time=received - timedelta(days=8))
+    late = metered(1, 1, 0, time=NOW)
+    stamped = [replace(each, timestamp=int(received.timestamp() * 1000), timestamp_type=1) for each in (early, late)]
+    part = by_marks(read_log_records({P0: stamped})[0], fresh(), NOW)
+    assert [event.time for event in part.events] == [received - RETENTION, received + timedelta(minutes=1)]
+    assert part.clamped == 2
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00"])
+def test_times_that_have_no_utc_are_held_within_bounds(moment: str) -> None:
+    value = metered(0, 0, -1).value or b""
+    odd = replace(metered(0, 0, -1), value=value.replace(b"2024-03-21T12:00:00Z", moment.encode()))
+    assert odd.value != value
+    part = by_marks(read_log_records({P0: [odd]})[0], fresh(), NOW)
+    assert [abs(event.time - NOW) <= RETENTION for event in part.events] == [True]

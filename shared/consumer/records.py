@@ -1,0 +1,208 @@
+"""Records into events. Pure. Any bytes whatsoever come out as something: an event, or a record to park and why.
+
+What can't be read is known by what is left of its identity, so that it is passed like any other record of its log or stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import msgspec
+
+from shared.events.requests import RequestEvent, RequestMetered, decode_request
+from shared.kafka import Partition, Record
+
+_BIGINT = 2**63
+_LONGEST = 366 * 86_400  # seconds
+_NAME_MAX = 200  # of a stream: it is in an index, whose rows must be short
+
+Fetched = Mapping[Partition, list[Record]]
+"""Records as they were read, in the order of each partition."""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """A record of every topic but `request-events`: the CloudEvents attributes that consumers use. `data` is not validated."""
+
+    type: str
+    time: datetime
+    data: dict[str, Any]
+    subject: str = ""
+    epoch: int = 0
+    streamversion: int = 0
+    actor: str | None = None
+
+
+class LogRecord(NamedTuple):
+    """A record of a request log, by its identity. `event` is absent when the rest is unreadable: why is `error`."""
+
+    record: Record
+    log: str
+    sequence: int
+    previous: int
+    event: RequestEvent | None
+    error: str = ""
+
+
+class StreamRecord(NamedTuple):
+    """A record of a stream. `event` is absent when it is unreadable (`error`); `version` 0 when not even that is known.
+
+    `stream` is empty when the record is no stream's.
+    """
+
+    record: Record
+    stream: str
+    version: int
+    event: Event | None
+    error: str = ""
+
+
+class _Identity(msgspec.Struct):
+    subject: str
+    streamversion: int
+
+
+class _Owned(msgspec.Struct):
+    owner_id: int = 0
+
+
+class _Blamed(msgspec.Struct):
+    actor: str | None = None
+    data: _Owned | None = None
+
+
+_decode_event = msgspec.json.Decoder(Event).decode
+_decode_identity = msgspec.json.Decoder(_Identity).decode
+_decode_blamed = msgspec.json.Decoder(_Blamed).decode
+
+
+def read_log_records(fetched: Fetched) -> tuple[list[LogRecord], list[tuple[Record, str]]]:
+    """The records of request logs, and those of which not even the identity can be read."""
+    found: list[LogRecord] = []
+    nameless: list[tuple[Record, str]] = []
+    for records in fetched.values():
+        for record in records:
+            try:
+                event = decode_request(record.value or b"")
+                data = event.data
+                _plausible(event, record.value or b"")
+                found.append(_checked(LogRecord(record, event.source, data.sequence, data.previous, event)))
+            except Exception as error:  # no bytes may end the consumer
+                try:
+                    found.append(_by_headers(record, reason(error)))
+                except Exception:
+                    nameless.append((record, reason(error)))
+    return found, nameless
+
+
+def _by_headers(record: Record, error: str) -> LogRecord:
+    headers = dict(record.headers)
+    log, sequence, previous = headers["source"].decode(), int(headers["sequence"]), int(headers["previous"])
+    return _checked(LogRecord(record, log, sequence, previous, None, error))
+
+
+def _plausible(event: RequestEvent, value: bytes) -> None:
+    """`ValueError` for an event that no edge can have written, so that every service parks the same ones."""
+    data = event.data
+    if event.time.tzinfo is None:
+        raise ValueError("a time without an offset from UTC")
+    if b"\\u0000" in value and any("\x00" in text for text in msgspec.structs.astuple(data) if isinstance(text, str)):
+        raise ValueError("text with NUL")
+    if event.type == RequestMetered.TYPE and not (
+        0 < data.key_id < _BIGINT
+        and 0 < data.owner_id < _BIGINT
+        and 0 <= data.key_version < _BIGINT
+        and 0 <= data.status_code < 1000
+        and 0 <= data.response_time < _LONGEST
+    ):
+        raise ValueError("not a metered request")
+
+
+def _checked(found: LogRecord) -> LogRecord:
+    """Only an identity that the marks can hold."""
+    log = found.log
+    if -1 <= found.previous < found.sequence < _BIGINT and len(log) <= 64 and log.isascii() and log.isprintable():
+        return found
+    raise ValueError("not the identity of a record of a request log")
+
+
+def read_stream_records(records: Iterable[Record]) -> list[StreamRecord]:
+    """The records of streams, each with its version."""
+    return [_read_stream_record(record) for record in records]
+
+
+def _read_stream_record(record: Record) -> StreamRecord:
+    stream = ""
+    try:
+        stream = _stream(record)
+        event = _decode_event(record.value or b"")
+        _checked_version(stream, event.subject, event.streamversion)
+        return StreamRecord(record, stream, event.streamversion, event)
+    except Exception as error:  # no bytes may end the consumer
+        try:
+            known = _decode_identity(record.value or b"")
+            _checked_version(stream, known.subject, known.streamversion)
+            return StreamRecord(record, stream, known.streamversion, None, reason(error))
+        except Exception:
+            return StreamRecord(record, stream, 0, None, reason(error))
+
+
+def _checked_version(stream: str, subject: str, version: int) -> None:
+    if not stream or subject != stream:
+        raise ValueError("the Kafka key is not the event's subject")
+    if not 0 < version < _BIGINT:
+        raise ValueError("no version of a stream")
+
+
+def read_event(record: Record) -> Event:
+    """The event of a record of a compacted topic. Raises whatever is wrong with it."""
+    event = _decode_event(record.value or b"")
+    if _stream(record) != event.subject:
+        raise ValueError("the Kafka key is not the event's subject")
+    return event
+
+
+def _stream(record: Record) -> str:
+    stream = (record.key or b"").decode()
+    if not 0 < len(stream) <= _NAME_MAX or "\x00" in stream:
+        raise ValueError("the Kafka key is no name of a stream")
+    return stream
+
+
+def blamed(record: Record) -> str:
+    """Who is behind a record, as far as it says: the owner that it is about, else who did it, else its stream."""
+    try:
+        said = _decode_blamed(record.value or b"")
+    except Exception:  # whatever it is
+        said = _Blamed()
+    if said.data and said.data.owner_id:
+        return f"owner-{said.data.owner_id}"
+    return said.actor or (record.key or b"").decode(errors="replace")
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line that fits a table."""
+    return text(f"{type(error).__name__}: {error}").replace("\n", " ")[:500]
+
+
+def text(anything: str) -> str:
+    """What PostgreSQL can keep of a string: no NUL, and no half of a pair."""
+    return anything.replace("\x00", "\\0").encode("utf-8", "replace").decode()
+
+
+def portions(fetched: Fetched, count: int, size: int) -> Iterator[Fetched]:
+    """The records in portions of at most `count` records and `size` bytes, or of one that is larger; each partition in order."""
+    portion: dict[Partition, list[Record]] = {}
+    records = room = 0
+    for partition, each in fetched.items():
+        for record in each:
+            bytes_ = len(record.value or b"") + len(record.key or b"") + sum(len(v or b"") for _, v in record.headers)
+            if portion and (records == count or room + bytes_ > size):
+                yield portion
+                portion = dict[Partition, list[Record]]()
+                records = room = 0
+            portion.setdefault(partition, []).append(record)
+            records, room = records + 1, room + bytes_
+    if portion:
+        yield portion
