@@ -12,10 +12,12 @@ the operator's come from a TOML file:
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import tomllib
 from dataclasses import dataclass
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -42,6 +44,10 @@ RESERVED = (
 PLATFORM = {"keys": "/api/v1/api-keys", "tickets": "/api/v1/tickets", "stats": "/api/v1/dashboard"}
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _ANY = "*"
+# RFC 1123, section 2.1, and the underscores that containers have in their names.
+_LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_HOST_MAX = 253
+_PORT_MAX = 65535
 
 
 _WANTED = {
@@ -139,12 +145,27 @@ def _first(path: str) -> str:
     return path.split("/", 2)[1]
 
 
-def _bare(url: str) -> str:
-    return url.rstrip("/")
+def _reachable(url: str) -> str:
+    """The origin without a slash at its end, when names can be resolved and connected to that look like its host and port."""
+    url = url.rstrip("/")
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.netloc.rpartition("]")[2].partition(":")[2]
+    if "[" in parts.netloc:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError:
+            raise ValueError(f"{host} is no IPv6 address") from None
+    elif len(host) > _HOST_MAX or not all(_LABEL.fullmatch(label) for label in host.removesuffix(".").split(".")):
+        raise ValueError(f"{host} is no host name")
+    if port and not 0 < int(port) <= _PORT_MAX:
+        raise ValueError(f"{port} is no port")
+    return url
 
 
 Origin = Annotated[
-    str, Field(pattern=r"^https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-_]+)(:\d{1,5})?/?$"), AfterValidator(_bare)
+    str,
+    Field(pattern=r"^https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.\-_]+)(:\d{1,5})?/?$"),
+    AfterValidator(_reachable),
 ]
 
 

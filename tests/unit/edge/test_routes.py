@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
@@ -139,6 +140,14 @@ def test_the_platforms_paths_can_not_be_claimed(prefix: str) -> None:
         (route("a", "/a").replace("http:", "ftp:"), "upstream"),
         (route("a", "/a").replace(":9", ":9/base"), "upstream"),
         (route("a", "/a").replace("127.0.0.1", "u:p@h"), "upstream"),
+        (route("a", "/a").replace("127.0.0.1", "a..b"), "upstream"),
+        (route("a", "/a").replace("127.0.0.1", ".b"), "upstream"),
+        (route("a", "/a").replace("127.0.0.1", "-b"), "upstream"),
+        (route("a", "/a").replace("127.0.0.1", "b" * 64), "upstream"),
+        (route("a", "/a").replace("127.0.0.1", "b." * 130 + "b"), "upstream"),
+        (route("a", "/a").replace("127.0.0.1", "[:::1]"), "upstream"),
+        (route("a", "/a").replace(":9", ":0"), "upstream"),
+        (route("a", "/a").replace(":9", ":65536"), "upstream"),
         (route("a", "/a", "color = 1"), "color"),
         (route("a", "/a", "body_max = -1"), "body_max"),
         (route("a", "/a", 'body_max = "1"'), "body_max"),
@@ -169,3 +178,21 @@ def test_all_errors_come_at_once() -> None:
     with pytest.raises(RoutesError) as raised:
         parse(route("a", "x", "timeout = 0") + route("b", "/docs") + route("c", "/c", "color = 1") + "[other]\n")
     assert len(raised.value.errors) == 5
+
+
+@given(st.from_regex(r"https?://(\[[0-9A-Fa-f:.]{1,12}\]|[a-z0-9.\-_]{1,12})(:[0-9]{1,5})?/?", fullmatch=True))
+def test_an_origin_that_is_accepted_can_be_resolved_and_connected_to(origin: str) -> None:
+    try:
+        (found,) = parse(route("a", "/a").replace("http://127.0.0.1:9", origin))
+    except RoutesError:
+        return
+    parts = urlsplit(found.upstream)
+    host = parts.hostname or ""
+    assert host.encode("idna")
+    assert parts.port is None or 0 < parts.port < 65536
+
+
+@pytest.mark.parametrize("host", ["h", "a-b.c_d.example", "a.", "127.0.0.1", "[::1]", "host.docker.internal"])
+def test_usual_origins(host: str) -> None:
+    (found,) = parse(route("a", "/a").replace("127.0.0.1:9", f"{host}:8080/"))
+    assert found.upstream == f"http://{host}:8080"
