@@ -107,6 +107,11 @@ class Gate:
         outcome = decide(key, owner, key_hash, wall_ns=wall_ns, address=address, permission=permission)
         return None if outcome in {Outcome.allowed, Outcome.not_ready} else outcome
 
+    @property
+    def under_way(self) -> int:
+        """How many admitted requests are under way."""
+        return sum(self._open.values())
+
     def ended(self, passage: Passage) -> None:
         """A request is no longer under way."""
         key = passage.key

@@ -71,11 +71,13 @@ class Loop(asyncio.SelectorEventLoop):
 
 
 class Wire(asyncio.Transport):
-    """Our end of a connection, and the peer's hands: `receive`, `end`, `reset`, `stick`, `drain`. `sent` is what the peer got."""
+    """Our end of a connection, and the peer's hands: `receive`, `end`, `reset`, `stick`, `drain`. `sent` is what the peer got,
+    `answered` for the test to count what the peer did."""
 
     def __init__(self, loop: Loop, protocol: asyncio.Protocol) -> None:
         super().__init__()
         self.sent = b""
+        self.answered = 0
         self.lost = False
         self.ended = False
         self.reading = True
