@@ -6,7 +6,7 @@ PYTHONS := python3.13 python3.12 python3.11 python3.14 python3
 
 .DEFAULT_GOAL := help
 
-.PHONY: help setup up test faults bench containers check
+.PHONY: help setup up test faults fuzz bench containers check
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ bench: setup ## Measure what is promised in figures; needs wrk (ARGS="edge --rou
 
 faults: setup ## Kill, stop and empty everything under load, and count (SEED=... repeats a run; ARGS="-k kills")
 	@KEYLEDGER_FAULTS_SEED=$(SEED) $(BIN)/pytest tests/faults -n 2 --dist loadgroup $(ARGS)
+
+fuzz: setup ## Fuzz parser, framing, paths and decisions for a minute (ARGS="requests --seconds 600 --keep")
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 containers: setup ## Run the tests on containers, in the image as it is built now; needs a Docker engine with Compose
 	@docker version >/dev/null 2>&1 || { echo "error: no Docker engine answers to \`docker version\`." >&2; exit 1; }

@@ -11,9 +11,12 @@ from services.edge.http.head import BadMessage, Framing
 
 _LINE_MAX = 256
 _TRAILERS_MAX = 8 * 1024
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_QUOTED = rb'"(?:[\t !#-\[\]-~\x80-\xff]|\\[\t -~\x80-\xff])*+"'
 # A chunk's size, and extensions, which mean nothing to us (section 7.1.1).
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
-_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+")
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:;%b(?:=(?:%b|%b))?)*+" % (_TOKEN, _TOKEN, _QUOTED))
+# Trailers are dropped, but one that would say how long the body is was meant to mislead somebody (section 6.5.1 of RFC 9110).
+_TRAILER = re.compile(rb"(?!(?i:content-length|transfer-encoding):)%b:[\t\x20-\x7e\x80-\xff]*+" % _TOKEN)
 
 
 class LengthReader:

@@ -39,16 +39,18 @@ _METHODS = {name.encode(): name for name in METHODS}
 
 # The quantifiers are possessive: no input makes the match try twice (RFC 9110, sections 5.1 and 5.5).
 _FIELDS = rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n"
-_REQUEST = re.compile(rb"([A-Z]{1,32}+) (/[\x21-\x7e]*+|(?<=OPTIONS )\*) HTTP/1\.([01])\r\n" + _FIELDS)
+_is_request = re.compile(rb"([A-Z]{1,32}+) (/[\x21-\x7e]*+|(?<=OPTIONS )\*) HTTP/1\.([01])\r\n" + _FIELDS).fullmatch
 _ABSOLUTE = re.compile(rb"([A-Z]{1,32}+ )[Hh][Tt][Tt][Pp][Ss]?://([!-\"$-.0->@-~]++)([\x21-\x7e]*+)")
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
 # RFC 9110, section 15: a status above 599 is none.
-_RESPONSE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*+))?\r\n" + _FIELDS)
+_is_response = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*+))?\r\n" + _FIELDS).fullmatch
 # Of a head that has this form: its names and values, without the blanks before them.
-_TAKE_APART = re.compile(rb"([^:]++):[\t ]*+([^\r]*+)\r\n")
+_take_apart = re.compile(rb"([^:]++):[\t ]*+([^\r]*+)\r\n").findall
 _LONE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _LENGTH_DIGITS = 15
-_HOST = re.compile(rb"(?:[A-Za-z0-9.\-_]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5})?")
+_is_host = re.compile(rb"(?:[A-Za-z0-9.\-_]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5})?").fullmatch
+
+_new_of_requests, _new_of_responses = request_kinds.new, response_kinds.new
 
 Fields = list[tuple[bytes, bytes]]
 Known = list[list[bytes] | None]
@@ -119,22 +121,23 @@ def parse_request(head: bytes) -> RequestHead:
         raise BadMessage("The request line is too long", 414)
     if len(head) - line > HEADER_BLOCK_MAX:
         raise BadMessage("The headers are too large", 431)
-    match = _REQUEST.fullmatch(head)
+    match = _is_request(head)
     authority = None
     if match is None:
         head, authority = _in_origin_form(head)
         line = head.index(b"\r\n")
-        match = _REQUEST.fullmatch(head)
+        match = _is_request(head)
     if match is None:
         raise BadMessage("The request head is malformed")
     method, target, version = match.groups()
     name = _METHODS.get(method)
     if name is None:
         raise BadMessage("The method is not supported", 501, "not_implemented")
-    fields = _TAKE_APART.findall(head, line + 2)
+    fields = _take_apart(head, line + 2)
     if len(fields) > HEADERS_MAX:
         raise BadMessage("There are too many headers", 431)
-    request_kinds.new.clear()
+    if _new_of_requests:
+        _new_of_requests.clear()
     passed, known = _sorted(fields, request_kind)
     minor = 1 if version == b"1" else 0
     if minor == 0 and known[ENCODING]:
@@ -159,15 +162,15 @@ def parse_request(head: bytes) -> RequestHead:
 
 def parse_response(head: bytes, method: str) -> ResponseHead:
     """The response to a request of `method` whose head, with the empty line at its end, is `head`; raises BadMessage."""
-    match = _RESPONSE.fullmatch(head)
+    match = _is_response(head)
     if match is None:
         raise BadMessage("The response head is malformed")
     version, code, reason = match.groups()
-    fields = _TAKE_APART.findall(head, head.index(b"\r\n") + 2)
+    fields = _take_apart(head, head.index(b"\r\n") + 2)
     if len(fields) > HEADERS_MAX:
         raise BadMessage("The response has too many headers")
     passed, known = _sorted(fields, response_kind)
-    if response_kinds.new:
+    if _new_of_responses:
         response_kinds.learn()
     minor = 1 if version == b"1" else 0
     if minor == 0 and known[ENCODING]:
@@ -221,7 +224,7 @@ def _in_origin_form(head: bytes) -> tuple[bytes, bytes]:
     if match is None:
         raise BadMessage("The request head is malformed")
     method, authority, path = match.groups()
-    if not _HOST.fullmatch(authority):
+    if not _is_host(authority):
         raise BadMessage("The target's authority is no host")
     if not path.startswith(b"/"):
         path = b"*" if method == b"OPTIONS " and not path else b"/" + path
@@ -285,7 +288,7 @@ _USUAL = {
 def _host(values: list[bytes] | None, minor: int) -> bytes:
     if values is None and minor == 0:
         return b""
-    if values is None or len(values) != 1 or _HOST.fullmatch(values[0]) is None:
+    if values is None or len(values) != 1 or _is_host(values[0]) is None:
         raise BadMessage("There must be exactly one valid Host")
     return values[0]
 

@@ -14,7 +14,8 @@ _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # Dots, slashes, backslashes and control characters.
 _HIDDEN = re.compile(r"%(?:2[EeFf]|5[Cc]|[01][0-9A-Fa-f]|7[Ff])")
-_DOT_SEGMENT = re.compile(r"/\.{1,2}(?:[/;]|\Z)")
+# Also those that are dots, or nothing, once a server has cut their `;parameters` off.
+_DOT_SEGMENT = re.compile(r"/(?:\.{1,2}(?:[/;]|\Z)|;)")
 
 
 def split(target: bytes) -> tuple[str, str]:
