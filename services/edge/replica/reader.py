@@ -7,17 +7,21 @@ Its files are in `files`, writing it in `writer`, the rules by which it changes 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import lmdb
 import msgspec
 
 from services.edge.clock import SECOND, boot_id, boot_ns
 from services.edge.domain import KeyState, OwnerState
+from services.edge.memo import Memo
 from services.edge.replica.files import META, Environment, Meta, current, decode_meta
 from services.edge.replica.readiness import Beat
 
-_CACHED_STATES = 20_000
+# Bytes of decoded states: those of some ten thousand keys. Tenants choose how large theirs are, and how often they change.
+_MEMO = 32 * 1024 * 1024
+_ENTRY = 1000
+_FOUND_MAX = 20_000
 # Who could not be told that its environment was replaced, since that is damaged, finds out after so long.
 _LOOK_NS = SECOND
 _decode_key = msgspec.msgpack.Decoder(KeyState).decode
@@ -55,8 +59,8 @@ class ReplicaReader:
         self._session = session
         self._boot_id = boot_id()
         self._environment: Environment | None = None
-        self._keys: dict[bytes, KeyState] = {}
-        self._owners: dict[bytes, OwnerState] = {}
+        self._keys: Memo[bytes, KeyState] = Memo(_MEMO, _size)
+        self._owners: Memo[bytes, OwnerState] = Memo(_MEMO, _size)
         self._found: dict[bytes, tuple[KeyState, OwnerState | None]] = {}
         self._found_in = -1
         self._seen: bytes | None = None
@@ -93,7 +97,7 @@ class ReplicaReader:
                     self._found_in = moment
                     self._found.clear()
                 found = self._found.get(key_hash) or self._find(environment, transaction, key_hash)
-                if found is not None and len(self._found) < _CACHED_STATES:
+                if found is not None and len(self._found) < _FOUND_MAX:
                     self._found[key_hash] = found
                 return found
             finally:
@@ -117,14 +121,18 @@ class ReplicaReader:
         raw = None if key_id is None else get(key_id, None, environment.keys)
         if raw is None:
             return None
-        key = self._keys.get(raw)
+        key = self._keys.get(raw) or self._keys.revive(raw)
         if key is None:
-            key = _remember(self._keys, raw, _decode_key(raw))
+            key = _decode_key(raw)
+            self._keys.keep(raw, key)
         raw = get(key.owner_id.to_bytes(8, "big"), None, environment.owners)
         if raw is None:
             return key, None
-        owner = self._owners.get(raw)
-        return key, _remember(self._owners, raw, _decode_owner(raw)) if owner is None else owner
+        owner = self._owners.get(raw) or self._owners.revive(raw)
+        if owner is None:
+            owner = _decode_owner(raw)
+            self._owners.keep(raw, owner)
+        return key, owner
 
     def _look(self) -> None:
         self._looked = boot_ns()
@@ -166,11 +174,5 @@ class ReplicaReader:
         return self._environment
 
 
-State = TypeVar("State", KeyState, OwnerState)
-
-
-def _remember(cache: dict[bytes, State], raw: bytes, state: State) -> State:
-    if len(cache) >= _CACHED_STATES:
-        cache.clear()
-    cache[raw] = state
-    return state
+def _size(raw: bytes, _state: KeyState | OwnerState) -> int:
+    return _ENTRY + 4 * len(raw)
