@@ -33,13 +33,26 @@ class Wrong(Exception):  # noqa: N818 - what it is
     """Something does not hold."""
 
 
-class Requests:
-    """Bytes from a client. However they are cut, they come to the same requests; two other parsers see in what goes to the
-    upstream the same as the records say; what the edge and llhttp both read, they read alike."""
+class _Staged:
+    """A target that plays on a stage, on which an exception is not only told in a log."""
 
     def __init__(self) -> None:
-        self._stage = _stage()
+        self._stage = Stage()
         self._key = self._stage.key()
+        self._silenced = [patch.object(module, "_log", _Loud()) for module in (client_side, exchange, upstream_side)]
+        for each in self._silenced:
+            each.start()
+
+    def close(self) -> None:
+        """Gives back what the stage took."""
+        for each in self._silenced:
+            each.stop()
+        self._stage.close()
+
+
+class Requests(_Staged):
+    """Bytes from a client. However they are cut, they come to the same requests; two other parsers see in what goes to the
+    upstream the same as the records say; what the edge and llhttp both read, they read alike."""
 
     def seeds(self) -> list[bytes]:
         """The corpus of requests, with another behind each."""
@@ -80,13 +93,9 @@ class Requests:
         return statuses, [seen for seen, _ in taken], [detail.decode() for detail in details]
 
 
-class Responses:
+class Responses(_Staged):
     """Bytes from an upstream: the client gets one answer that it can read, or none; its row says the same; and whoever asks
     next gets the answer to what it asked."""
-
-    def __init__(self) -> None:
-        self._stage = _stage()
-        self._key = self._stage.key()
 
     def seeds(self) -> list[bytes]:
         """The corpus of responses."""
@@ -148,6 +157,9 @@ class Paths:
         ]
         self._table = Table(routes)
 
+    def close(self) -> None:
+        """Nothing was taken."""
+
     def seeds(self) -> list[bytes]:
         """The corpus of paths."""
         return [f"/echo{below}".encode() for belows in corpus.paths().values() for below in belows]
@@ -168,6 +180,9 @@ class Paths:
 
 class Decisions:
     """Keys, owners and requests at random, judged by rules written down once more, as plainly as can be."""
+
+    def close(self) -> None:
+        """Nothing was taken."""
 
     def seeds(self) -> list[bytes]:
         """None is needed."""
@@ -247,12 +262,6 @@ TARGETS: dict[str, Callable[[], Any]] = {
     "paths": Paths,
     "decisions": Decisions,
 }
-
-
-def _stage() -> Stage:
-    for module in (client_side, exchange, upstream_side):
-        patch.object(module, "_log", _Loud()).start()
-    return Stage()
 
 
 class _Loud:

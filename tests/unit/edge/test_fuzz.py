@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from random import Random
 
 import pytest
@@ -14,10 +15,10 @@ from tests.fuzz.targets import TARGETS, Wrong
 
 
 def replay(name: str) -> None:
-    target = TARGETS[name]()
-    for data in (*fuzz.kept(name), *target.seeds()):
-        for seed in range(200 if name == "decisions" else 1):
-            target.run(data, Random(f"{seed} {data!r}"))
+    with closing(TARGETS[name]()) as target:
+        for data in (*fuzz.kept(name), *target.seeds()):
+            for seed in range(200 if name == "decisions" else 1):
+                target.run(data, Random(f"{seed} {data!r}"))
 
 
 @pytest.mark.parametrize("name", TARGETS)
