@@ -8,7 +8,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +207,27 @@ async def test_dashboard_field_for_field(
 
 async def test_nothing_yet(client: httpx2.AsyncClient, callers: Callers) -> None:
     assert await stats(client, callers.headers(3)) == EMPTY
+
+
+async def test_expiry_in_the_year_10000_hides_nothing_that_comes_after_it(
+    settings: Settings, pool: Pool, client: httpx2.AsyncClient, callers: Callers, kafka: str
+) -> None:
+    """In UTC; PostgreSQL has such years, Python has not."""
+    never = datetime(9999, 12, 31, 23, 59, 59, tzinfo=timezone(-timedelta(hours=12)))
+    relays = Relays(kafka)
+    await relays.publish(KEY_EVENTS, "key-1", created(1, expires_at=never))
+    async with running(settings, pool):
+
+        async def shown(*active: bool) -> bool:
+            keys = (await stats(client, callers.headers(3)))["api_keys"]
+            return [key["is_active"] for key in keys] == list(active)
+
+        await eventually(lambda: shown(True))
+        await relays.publish(KEY_EVENTS, "key-1", KeyDeactivated())
+        await relays.publish(KEY_EVENTS, "key-2", created(2))
+        await eventually(lambda: shown(False, True))
+    async with pool.connection() as connection:
+        assert await (await connection.execute("SELECT error FROM dead_letters")).fetchall() == []
 
 
 async def test_first_hundred_keys_by_id(
