@@ -13,12 +13,15 @@ from aiokafka.errors import CommitFailedError, KafkaError, NoOffsetForPartitionE
 from aiokafka.structs import ConsumerRecord
 from aiokafka.structs import TopicPartition as Partition
 
+from shared.kafka.batches import read_any_names
 from shared.kafka.errors import KafkaUnavailable, OutOfRange, guarded
 
 Record = ConsumerRecord[bytes, bytes]
 
 _STUCK_AFTER = 45.0
 _REBALANCE = 60.0
+
+read_any_names()
 
 
 class _Listener(ConsumerRebalanceListener):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
+from unittest import mock
 from urllib.parse import urlsplit, urlunsplit
+
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
+from typing_extensions import override
 
 from shared.consumer.loop import Consumer, Kind, Subscription
 from shared.consumer.poison import Tolerance
@@ -134,6 +138,29 @@ async def bench(kafka: str, database: str, subscription: Subscription) -> AsyncI
             "CREATE TABLE IF NOT EXISTS taken (source text, sequence bigint, status smallint, time timestamptz)"
         )
         yield made
+
+
+class _Name(str):
+    """A header's name: what of it is encoded are these bytes."""
+
+    raw: bytes
+
+    @override
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return self.raw
+
+
+@contextmanager
+def names_of_any_bytes() -> Iterator[Callable[[bytes], str]]:
+    """Makes header names that our own client would not send, as long as the context lasts."""
+
+    def name(raw: bytes) -> str:
+        made = _Name("name")
+        made.raw = raw
+        return made
+
+    with mock.patch("aiokafka.producer.message_accumulator.DefaultRecordBatchBuilder", _DefaultRecordBatchBuilderPy):
+        yield name
 
 
 class Gate:

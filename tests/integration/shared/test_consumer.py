@@ -30,6 +30,7 @@ from tests.integration.shared.consuming import (
     bench,
     identities,
     key_on,
+    names_of_any_bytes,
     store_requests,
 )
 from tests.integration.usage.traffic import Log, Written
@@ -256,6 +257,26 @@ async def test_poison_is_parked_as_it_came_and_the_rest_goes_on(requests: Bench)
     assert "status" not in parked[0][4]
     assert parked[3][1:3] == (b"junk", ["content-type"])
     assert await requests.rows("SELECT last, gaps FROM request_marks") == [(8, [])], "parked events move the mark"
+
+
+async def test_header_names_of_any_bytes_hinder_nobody(requests: Bench) -> None:
+    """Kafka does not look at them. What the record says counts, and junk is parked as it came."""
+    log, key = Log(), key_on(4)
+    good = [log.write(key) for _ in range(4)]
+    await requests.ship(good[:2])
+    with names_of_any_bytes() as name:
+        producer = await Producer.open(requests.kafka)
+        batch = producer.batch()
+        for value in (good[2].value, b"junk"):
+            batch.append(timestamp=None, key=good[2].key, value=value, headers=[(name(b"\xff\x00a"), b"1")])
+        await producer.send(batch, Partition(REQUESTS.name, 4))
+        await producer.abandon()
+    await requests.ship(good[3:])
+    async with requests.consumer() as consumer:
+        await requests.has_taken(identities(good))
+        assert consumer.checks()["consumer"]().ready
+    parked = await requests.rows('SELECT "offset", value, header_names, header_values[1] FROM dead_letters')
+    assert parked == [(3, b"junk", ["\\xff\\0a"], b"1")]
 
 
 async def test_what_only_the_database_refuses_is_found_and_parked(requests: Bench) -> None:

@@ -1,0 +1,85 @@
+"""Batches of records in which a header's name may be any bytes.
+
+Kafka takes such names and looks at none of them; aiokafka 0.14 decodes them as UTF-8, and its consumer raises at the same
+record for ever. Here they come with `\\xff` for what can't be decoded. It stands in for the fetcher's `MemoryRecords`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from aiokafka.consumer import fetcher
+from aiokafka.record.default_records import _DefaultRecordBatchPy, _DefaultRecordPy
+from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import decode_varint
+from typing_extensions import override
+
+_OVERHEAD = 12  # base offset and length, which does not count these
+
+
+def read_any_names() -> None:
+    """From now on aiokafka's consumers read so."""
+    fetcher.MemoryRecords = _Batches  # type: ignore[bad-assignment]
+
+
+class _Batches:
+    """What a fetch brought of a partition."""
+
+    def __init__(self, data: bytes) -> None:
+        self._batches = MemoryRecords(data)
+        self._rest = memoryview(data)
+        self.has_next = self._batches.has_next
+        self.size_in_bytes = self._batches.size_in_bytes
+
+    def next_batch(self) -> _Batch:
+        size = _OVERHEAD + int.from_bytes(self._rest[8:_OVERHEAD])
+        batch, self._rest = self._rest[:size], self._rest[size:]
+        return _Batch(self._batches.next_batch(), batch)
+
+
+class _Batch:
+    """aiokafka's batch; only what that can't decode is decoded here."""
+
+    def __init__(self, batch: Any, data: memoryview) -> None:
+        self._batch = batch
+        self._data = data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._batch, name)
+
+    def __next__(self) -> Any:
+        return next(self._batch)
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._batch
+        except UnicodeDecodeError:
+            # From the start: the fetcher passes over the offsets that it had.
+            yield from _AnyNames(self._data)
+
+
+class _AnyNames(_DefaultRecordBatchPy):  # type: ignore[invalid-inheritance]
+    @override
+    def _read_msg(self, decode_varint: Any = decode_varint) -> _DefaultRecordPy:
+        buffer = self._buffer
+        _, at = decode_varint(buffer, self._pos)  # the record's size
+        _, at = decode_varint(buffer, at)  # attributes, of which there are none
+        delta, at = decode_varint(buffer, at)
+        timestamp = self.max_timestamp if self.timestamp_type == self.LOG_APPEND_TIME else self.first_timestamp + delta
+        offset, at = decode_varint(buffer, at)
+        key, at = _bytes(buffer, at)
+        value, at = _bytes(buffer, at)
+        count, at = decode_varint(buffer, at)
+        headers: list[tuple[str, bytes | None]] = []
+        for _ in range(count):
+            name, at = _bytes(buffer, at)
+            of_it, at = _bytes(buffer, at)
+            headers.append(((name or b"").decode(errors="backslashreplace"), of_it))
+        self._pos = at
+        return _DefaultRecordPy(self.base_offset + offset, timestamp, self.timestamp_type, key, value, headers)
+
+
+def _bytes(buffer: bytearray, at: int) -> tuple[bytes | None, int]:
+    size, at = decode_varint(buffer, at)
+    return (None, at) if size < 0 else (bytes(buffer[at : at + size]), at + size)
