@@ -54,7 +54,8 @@ def stop(directory: Directory, say: Callable[[str], None]) -> bool:
     holder = directory.holder()
     if holder is None:
         return False
-    patience = read_status(directory)["stop_seconds"] + _STOP_SECONDS
+    # A supervisor of before says nothing of it.
+    patience = read_status(directory).get("stop_seconds", 0) + _STOP_SECONDS
     with contextlib.suppress(ProcessLookupError):
         os.kill(holder, signal.SIGTERM)
     deadline = time.monotonic() + patience

@@ -19,6 +19,7 @@ from deploy.local.directory import Directory
 from deploy.local.errors import StackError
 from deploy.local.supervisor import read_status
 
+_STATUS = ("url", "ready", "processes")
 _LOG_LINES = 100
 
 
@@ -68,7 +69,7 @@ def status(
     """Show every process. Exit code 0 if all are ready, 1 if not."""
     report = read_status(Directory(directory))
     if as_json:
-        typer.echo(json.dumps(report))
+        typer.echo(json.dumps({name: report[name] for name in _STATUS}))
     elif report["processes"]:
         console.print(_table(report))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 
 from tests.e2e.client import Client, assert_problem
@@ -29,7 +30,7 @@ def test_what_up_prints_works_as_pasted(without_containers: LocalStack) -> None:
 
 
 def test_the_status_names_every_process(without_containers: LocalStack) -> None:
-    status = without_containers.status()
+    status = json.loads(without_containers.cli("status", "--json"))
     assert list(status) == ["url", "ready", "processes"]
     assert (status["url"], status["ready"]) == (without_containers.url, True)
     assert all(set(row) == {"name", "role", "pid", "ready", "restarts"} for row in status["processes"])

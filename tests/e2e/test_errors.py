@@ -102,14 +102,14 @@ def test_an_internal_error_tells_nothing_and_is_metered_and_logged(stack: Stack,
     created = owner.create_key("a key")
     dsn = stack.env["KEYLEDGER_TICKETS_DATABASE"]
     with owner.with_key(created["key"]) as client, psycopg.connect(dsn, autocommit=True) as database:
-        database.execute("REVOKE SELECT ON tickets FROM CURRENT_USER")
+        database.execute("REVOKE SELECT ON ticket_counts FROM CURRENT_USER")
         try:
             answer = client.get("/api/v1/tickets")
         finally:
-            database.execute("GRANT SELECT ON tickets TO CURRENT_USER")
+            database.execute("GRANT SELECT ON ticket_counts TO CURRENT_USER")
         body = assert_problem(answer, 500, "internal")
         assert set(body) == {"type", "title", "status", "code", "request_id"}
-        assert "tickets" not in json.dumps(body) and "permission denied" not in answer.text
+        assert "ticket_counts" not in json.dumps(body) and "permission denied" not in answer.text
         assert client.get("/api/v1/tickets").status_code == 200
     rows = owner.settled_usage(created["id"], 2)
     assert [row["status_code"] for row in rows] == [200, 500]
