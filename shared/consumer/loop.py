@@ -132,9 +132,11 @@ class Consumer:
         """The life of one Kafka client. A consumer without a database does not join: it would only hold partitions."""
         async with self._pool.connection() as connection:
             await connection.execute("SELECT 1")
-        self._topics = await self._found()
+        cluster, self._topics = await self._found()
         if missing := self._subscriptions.keys() - self._topics.keys():
             raise KafkaUnavailable(f"no topic {', '.join(sorted(missing))} yet")
+        async with self._pool.connection() as connection:
+            await store.adopt(connection, cluster, self._topics.values())
         self._positions.begin(self._topics)
         reader = await Reader.open(
             self._bootstrap, list(self._subscriptions), group=self._group, revoked=lambda _: self._forget()
@@ -147,13 +149,14 @@ class Consumer:
             self._forget()
             await reader.close()
 
-    async def _found(self) -> dict[str, TopicId]:
-        found = (await identify(self._bootstrap, list(self._subscriptions))).topics
-        return {name: TopicId(name, *topic) for name, topic in found.items()}
+    async def _found(self) -> tuple[str, dict[str, TopicId]]:
+        found = await identify(self._bootstrap, list(self._subscriptions))
+        return found.id, {name: TopicId(name, *topic) for name, topic in found.topics.items()}
 
     async def _still_the_same(self) -> None:
         """Topics that were made anew, or are another cluster's, may show by no error: all begins anew."""
-        if await self._found() != self._topics:
+        _, topics = await self._found()
+        if topics != self._topics:
             raise KafkaUnavailable("the topics are others now")
 
     def _forget(self) -> None:

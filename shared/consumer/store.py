@@ -43,6 +43,16 @@ class Offset:
         return Offset(topic_id or self.topic_id, to, self.turn + 1)
 
 
+async def adopt(connection: Connection, cluster: str, topics: Collection[TopicId]) -> None:
+    """Gives the topics' ids to offsets that were stored in this cluster before topics were known by them."""
+    await connection.execute(
+        "UPDATE consumer_offsets AS o SET topic_id = t.id, cluster = NULL, turn = turn + 1"
+        " FROM unnest(%s::text[], %s::text[]) AS t (name, id)"
+        " WHERE o.topic = t.name AND o.topic_id = '' AND o.cluster = %s",
+        [[topic.name for topic in topics], [topic.id for topic in topics], cluster],
+    )
+
+
 async def load_offsets(connection: Connection, partitions: Collection[Partition]) -> dict[Partition, Offset]:
     """What is stored of the partitions; those never taken from are absent."""
     rows = await connection.execute(

@@ -127,6 +127,10 @@ class FakeConnection:
             self._locked = False
 
 
+async def _adopt(at: FakeConnection, *_: object) -> None:
+    await at.database.exchange()
+
+
 async def _load_offsets(at: FakeConnection, partitions: Collection[Partition]) -> dict[Partition, Offset]:
     offsets = at.database.tables.offsets
     return await at.database.exchange(lambda: {p: offsets[p] for p in partitions if p in offsets})
@@ -220,6 +224,7 @@ def installed(database: FakeDatabase) -> Iterator[FakeDatabase]:
     with (
         mock.patch.multiple(
             "shared.consumer.store",
+            adopt=_adopt,
             load_offsets=_load_offsets,
             start=_start,
             advance=_advance,

@@ -1,6 +1,6 @@
 -- Offsets mean something only in the topic that they were stored for: one that was deleted and made anew, or is in another
--- cluster, has another id.
-ALTER TABLE consumer_offsets DROP COLUMN cluster;
+-- cluster, has another id. Offsets from before count on where cluster is that of now: then they get the topic's id.
+ALTER TABLE consumer_offsets ALTER COLUMN cluster DROP NOT NULL;
 ALTER TABLE consumer_offsets ADD COLUMN topic_id text NOT NULL DEFAULT '';
 
 -- Records that were parked since of which not even the version can be read: one of them may be the next version.

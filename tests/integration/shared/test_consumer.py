@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
@@ -17,8 +18,8 @@ from shared.consumer import dead_letters
 from shared.consumer.intake import RETENTION
 from shared.consumer.loop import Consumer, Subscription
 from shared.events.requests import RequestEvent
-from shared.kafka import Partition, Producer, ensure_topics
-from shared.postgres import Connection, open_pool
+from shared.kafka import Partition, Producer, cluster_id, ensure_topics
+from shared.postgres import MIGRATIONS, Connection, migrate, open_pool
 from shared.settings import Base
 from tests.integration.shared.consuming import (
     BY_MARKS,
@@ -35,6 +36,7 @@ from tests.integration.shared.consuming import (
 )
 from tests.integration.usage.traffic import Log, Written
 from tests.support.eventually import eventually
+from tests.support.migrations import up_to
 from tests.support.topics import adelete_topics
 
 pytestmark = pytest.mark.anyio
@@ -417,6 +419,26 @@ async def test_other_topic_is_read_from_its_start_and_marks_drop_what_is_known(r
     async with requests.consumer():
         await requests.has_taken(identities(records + more))
     assert sum((await requests.next_offsets()).values()) == 120
+
+
+async def test_offsets_from_before_topics_had_ids_count_on_in_the_same_cluster(
+    kafka: str, database: str, tmp_path: Path
+) -> None:
+    """Those of another cluster mean nothing: such partitions are read from their start."""
+    records = traffic(Log(), 100)
+    await migrate(database, [up_to("0001", MIGRATIONS / "consumer", tmp_path)])
+    async with open_pool(database, size=1) as pool, pool.connection() as connection:
+        for number, cluster in ((0, await cluster_id(kafka)), (1, "another")):
+            await connection.execute(
+                "INSERT INTO consumer_offsets (topic, partition, cluster, next_offset) VALUES (%s, %s, %s, 3)",
+                [REQUESTS.name, number, cluster],
+            )
+    async with bench(kafka, database, BY_MARKS) as requests:
+        await requests.ship(records)
+        of_before = [record for record in records if record.partition == 0][:3]
+        async with requests.consumer() as consumer:
+            await requests.has_taken(identities([record for record in records if record not in of_before]))
+            await ready(consumer)
 
 
 async def test_running_consumer_notices_that_the_topic_was_made_anew(
