@@ -29,7 +29,8 @@ class Clients:
         self.drained = asyncio.Event()
         self._max = edge.settings.connections_max
         self._spare = spare
-        self._open: set[ClientConnection] = set()
+        # In the order in which they came: who ends whom must not hang on chance.
+        self._open: dict[ClientConnection, None] = {}
         self._rechecked_ns = boot_ns()
 
     def accepted(self) -> asyncio.BaseProtocol:
@@ -46,12 +47,12 @@ class Clients:
 
     def add(self, connection: ClientConnection) -> None:
         """Takes care of a connection."""
-        self._open.add(connection)
+        self._open[connection] = None
         self.edge.metrics.connections = len(self._open)
 
     def discard(self, connection: ClientConnection) -> None:
         """Forgets a connection that is gone."""
-        self._open.discard(connection)
+        self._open.pop(connection, None)
         if self.draining and not self._open:
             self.drained.set()
         self.edge.metrics.connections = len(self._open)

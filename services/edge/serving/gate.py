@@ -108,9 +108,9 @@ class Gate:
         return None if outcome in {Outcome.allowed, Outcome.not_ready} else outcome
 
     @property
-    def under_way(self) -> int:
-        """How many admitted requests are under way."""
-        return sum(self._open.values())
+    def under_way(self) -> Mapping[int, int]:
+        """How many admitted requests are under way, by their key's id."""
+        return self._open
 
     def ended(self, passage: Passage) -> None:
         """A request is no longer under way."""

@@ -54,6 +54,10 @@ class Loop(asyncio.SelectorEventLoop):
         super().__init__(_Idle())
         self.now = 1000.0
         self.dials: list[Dial] = []
+        self.errors: list[object] = []
+        self.set_exception_handler(
+            lambda _, context: self.errors.append(context.get("exception") or context["message"])
+        )
 
     @override
     def time(self) -> float:
@@ -109,6 +113,7 @@ class Wire(asyncio.Transport):
         assert not self.ended, "written after the end"
         if self._closing:
             return
+        assert not (self._full and _REQUEST.match(data)), "given to another while it still has to send"
         if not self.stuck:
             self.sent += data
             return
@@ -303,6 +308,7 @@ class Stage:
             self.loop.call_soon(event)
         self.loop.call_soon(self.loop.stop)
         self.loop.run_forever()
+        assert not self.loop.errors, self.loop.errors
 
     def turns(self, count: int = 6) -> None:
         """So many turns in which nothing happens from outside."""
