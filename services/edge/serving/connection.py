@@ -281,7 +281,8 @@ class ClientConnection(asyncio.Protocol):
             end = data.find(HEAD_END, max(0, checked - 3))
             if end < 0:
                 check_beginning(data, checked)
-                if not checked:
+                if not checked and data != b"\r":
+                    # An empty line, or half of one, is no request's first byte.
                     self._give(self._patience.head)
                 self._buffer = data
                 self.count()
@@ -320,9 +321,12 @@ class ClientConnection(asyncio.Protocol):
             return
         if reader.done:
             self._reader = None
-            self._deadline_ns = NEVER
-        elif not self._full and not self._held:
-            self._renew(len(body))
+        if not self._full:
+            # Else it is the answer that the client is slow with.
+            if reader.done:
+                self._deadline_ns = NEVER
+            elif not self._held:
+                self._renew(len(body))
         if rest:
             self._wait(rest)
         if exchange is None:

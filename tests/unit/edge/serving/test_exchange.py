@@ -405,3 +405,29 @@ def test_who_takes_no_answers_goes_first(make: Make) -> None:
     stage.turn(*(reader.drain for reader in readers))
     stage.turns()
     assert stage.home.backlog.held == 0
+
+
+def test_a_client_that_ends_its_request_but_takes_no_answer_is_ended(stage: Stage) -> None:
+    """The upstream answers before the request's end; that the body is complete takes nothing from the client's deadline."""
+    key, client = stage.key(), stage.client()
+    stage.turn(lambda: client.receive(ask("/echo/x", key, "POST", Content_Length=3)))
+    upstream = stage.accept()
+    client.stick()
+    stage.turn(lambda: upstream.receive(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"))
+    big = HIGH_WATER + 1
+    stage.turn(lambda: upstream.receive(b"%x\r\n%b\r\n" % (big, bytes(big))))
+    stage.turn(lambda: client.receive(b"abc"))
+    stage.wait(stage.settings.body_idle_seconds + 1)
+    assert client.lost and upstream.lost
+    assert stage.gate.under_way == 0
+
+
+def test_empty_lines_give_no_time(stage: Stage) -> None:
+    client = stage.client()
+    stage.turn(lambda: client.receive(b"\r"))
+    waited = 0.0
+    while not client.lost and waited < 3 * stage.settings.head_seconds:
+        stage.wait(1)
+        waited += 1
+        stage.turn(lambda: client.receive(b"\n\r"))
+    assert client.lost
