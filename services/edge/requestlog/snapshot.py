@@ -52,6 +52,10 @@ class Fold:
     def advance(self) -> bool:
         """Folds a piece (about 1 MiB) of what follows; False when there is no more yet."""
         items, position = self._reader.scan(self.position)
+        if position.segment != self.position.segment:
+            # What was read is all of the last of them. (First of all, since it may fail: the piece is then read again.)
+            passed = [first for first in self._reader.segments() if self.position.segment < first <= position.segment]
+            self._starts |= dict.fromkeys(passed, self.position.lasts)
         for item in items:
             if isinstance(item, Note):
                 self._count(item.key_id, item.admitted_ns)
@@ -61,10 +65,6 @@ class Fold:
             self.wall_offset_ns = record.time_ns - record.admitted_ns
             if record.decision == "allowed" and not record.noted:
                 self._count(record.key_id, record.admitted_ns)
-        if position.segment != self.position.segment:
-            # What was read is all of the last of them.
-            passed = [first for first in self._reader.segments() if self.position.segment < first <= position.segment]
-            self._starts |= dict.fromkeys(passed, self.position.lasts)
         moved, self.position = position != self.position, position
         self.unsaved += len(items)
         return moved

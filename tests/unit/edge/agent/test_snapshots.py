@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,33 @@ def short_log(path: Path, number: int) -> RequestLog:
     write(log, record(number, admitted_ns=boot_ns(), time_ns=wall_ns()))
     log.close()
     return log
+
+
+@pytest.mark.parametrize("call", range(1, 5))
+async def test_what_is_read_when_the_disk_refuses_the_next_look_is_counted_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    log = begin(tmp_path, segment_bytes=500)
+    for number in range(20):
+        write(log, record(number))
+    fold, whole = (Fold(LogReader(log.path)) for _ in range(2))
+    real, calls = LogReader.segments, 0
+
+    def segments(self: LogReader) -> list[int]:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise OSError(errno.EMFILE, "too many open files")
+        return real(self)
+
+    assert fold.advance()
+    with monkeypatch.context() as patched:
+        patched.setattr(LogReader, "segments", segments)
+        while calls < call:
+            with suppress(OSError):
+                fold.advance()
+    for each in (fold, whole):
+        while each.advance():
+            pass
+    assert fold.limiter.dump() == whole.limiter.dump()
+    log.close()
