@@ -419,7 +419,7 @@ def test_a_client_that_ends_its_request_but_takes_no_answer_is_ended(stage: Stag
     stage.turn(lambda: client.receive(b"abc"))
     stage.wait(stage.settings.body_idle_seconds + 1)
     assert client.lost and upstream.lost
-    assert stage.gate.under_way == 0
+    assert not stage.gate.under_way
 
 
 def test_empty_lines_give_no_time(stage: Stage) -> None:
