@@ -1,4 +1,8 @@
-"""A TCP proxy whose answers come late: what goes to the server goes at once, what comes back waits."""
+"""A proxy to Kafka whose answers to producers come late: what goes to the broker goes at once, what comes back waits.
+
+A message of Kafka's protocol is its length (4 bytes), then in a request the kind and version (2 bytes each) and a number
+(4 bytes), in an answer that number. Answers of a connection keep their order.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-_BLOCK = 65536
+_PRODUCERS = {0: "Produce", 22: "InitProducerId", 24: "AddPartitionsToTxn", 26: "EndTxn"}
 
 
 class Delay:
@@ -47,38 +51,50 @@ class Delay:
         asyncio.run_coroutine_threadsafe(end(), self._loop)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
+        late: set[bytes] = set()
+        with suppress(OSError, asyncio.IncompleteReadError):
             answers, server = await asyncio.open_connection("127.0.0.1", self._target)
-            there = asyncio.ensure_future(self._copy(reader, server))
-            await self._back(answers, writer)
-            there.cancel()
-            server.close()
-        writer.close()
+            there = asyncio.ensure_future(self._ask(reader, server, late))
+            try:
+                await self._answer(answers, writer, late)
+            finally:
+                there.cancel()
+                server.close()
+                writer.close()
 
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while block := await reader.read(_BLOCK):
-                writer.write(block)
-                await writer.drain()
-            writer.close()
+    async def _ask(self, reader: asyncio.StreamReader, server: asyncio.StreamWriter, late: set[bytes]) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while message := await _message(reader):
+                if self.seconds and int.from_bytes(message[4:6], "big") in _PRODUCERS:
+                    late.add(message[8:12])
+                server.write(message)
+                await server.drain()
+        server.close()
 
-    async def _back(self, answers: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+    async def _answer(self, answers: asyncio.StreamReader, client: asyncio.StreamWriter, late: set[bytes]) -> None:
         waiting: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 
         async def deliver() -> None:
             while True:
-                due, block = await waiting.get()
+                due, message = await waiting.get()
                 await asyncio.sleep(due - self._loop.time())
-                client.write(block)
+                client.write(message)
                 await client.drain()
 
         delivering = asyncio.ensure_future(deliver())
         try:
-            while block := await answers.read(_BLOCK):
-                self.delayed += self.seconds > 0
-                waiting.put_nowait((self._loop.time() + self.seconds, block))
+            while message := await _message(answers):
+                delay = self.seconds if message[4:8] in late else 0.0
+                self.delayed += delay > 0
+                late.discard(message[4:8])
+                waiting.put_nowait((self._loop.time() + delay, message))
         finally:
             delivering.cancel()
+
+
+async def _message(reader: asyncio.StreamReader) -> bytes:
+    length = await reader.readexactly(4)
+    return length + await reader.readexactly(int.from_bytes(length, "big"))
 
 
 @contextmanager
