@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from services.edge.requestlog.writer import LogFailed, RequestLog
 from tests.support.disks import fill, free_bytes, small_disk
 from tests.unit.edge.logs import begin, entries_of, everything, record, write
 
-SIZE = 8 * 1024 * 1024
+SIZE = 64 * 1024 * 1024
 RESERVE = SIZE // 16
 
 
@@ -25,8 +26,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-def until_it_ends(log: RequestLog) -> tuple[int, int]:
-    """How many records it took, and how many of those it said that it did not."""
+def until_it_ends(log: RequestLog, pause: float = 0) -> tuple[int, int]:
+    """How many records it took, and how many of those it said that it did not. `pause`: so that the syncing thread has its turn."""
     number = 0
     while True:
         for _ in range(100):
@@ -36,6 +37,7 @@ def until_it_ends(log: RequestLog) -> tuple[int, int]:
             log.flush()
         except LogFailed as failed:
             return number, len(failed.unwritten)
+        time.sleep(pause)
 
 
 def write_and_close(log: RequestLog) -> None:
@@ -47,7 +49,7 @@ def write_and_close(log: RequestLog) -> None:
 def test_a_log_ends_in_order_while_there_is_room_for_others(disk: Path, interval: float) -> None:
     log = begin(disk / "logs", sync_interval=interval)
     fill(disk, 2 * RESERVE)
-    appended, unwritten = until_it_ends(log)
+    appended, unwritten = until_it_ends(log, interval)
     assert unwritten == 0 and appended > 100
     assert free_bytes(disk) > 0
     entries, position = everything(LogReader(log.path))
