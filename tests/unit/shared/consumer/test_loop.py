@@ -165,6 +165,7 @@ class Faults(RuleBasedStateMachine):
         self.world = World().__enter__()
         self.logs = [new_log(), new_log()]
         self.sent: list[list] = [[], []]  # type: ignore[type-arg]
+        self.closed: list[list] = []  # type: ignore[type-arg]
         self.late: list = []  # type: ignore[type-arg]
         self.versions: dict[str, int] = {}
         self.junk = count()
@@ -195,6 +196,7 @@ class Faults(RuleBasedStateMachine):
         log = self.logs[which]
         closing = log.close()
         self.world.ship(closing)
+        self.closed.append(self.sent[which] + closing)
         self.sent[which] = []
         self.logs[which] = new_log()
 
@@ -279,12 +281,12 @@ class Faults(RuleBasedStateMachine):
             case _:
                 setattr(broker, mode, True)
 
-    @precondition(lambda self: any(self.sent))
+    @precondition(lambda self: any(self.sent) or self.closed)
     @rule(number=st.integers(0, PARTITIONS - 1), end=st.integers(0, 30))
     def tail_is_lost(self, number: int, end: int) -> None:
-        """Its producers send again what is not in the log."""
+        """Its producers send again what is not in the log, of closed logs too: they keep what may not have been stored."""
         self.world.broker.lose_tail(Partition(REQUESTS.name, number), end)
-        for records in self.sent:
+        for records in (*self.closed, *self.sent):
             self.world.ship([record for record in records if record.partition == number])
 
     @rule(number=st.integers(0, PARTITIONS - 1), end=st.integers(0, 30))
@@ -312,5 +314,5 @@ class Faults(RuleBasedStateMachine):
 
 TestFaults = Faults.TestCase
 TestFaults.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=100, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
