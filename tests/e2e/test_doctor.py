@@ -46,8 +46,10 @@ def test_what_is_wrong_is_found_and_what_to_do_is_said(without_containers: Local
     env.chmod(0o644)
     with psycopg.connect(without_containers.env["KEYLEDGER_KEYS_DATABASE"], autocommit=True) as keys:
         keys.execute("UPDATE log_head SET repair_needed = 'a reason'")
-        found = findings(without_containers)
-        keys.execute("UPDATE log_head SET repair_needed = NULL")
+        try:
+            found = findings(without_containers)
+        finally:
+            keys.execute("UPDATE log_head SET repair_needed = NULL")
     assert found["files"]["todo"] == f"chmod go= {env}"
     assert "a reason" in found["database keys"]["what"]
     env.chmod(0o600)
