@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _PRODUCERS = {0: "Produce", 22: "InitProducerId", 24: "AddPartitionsToTxn", 26: "EndTxn"}
+_ADD, _BROKERS_ONLY = 24, 4
+_END = 26
 
 
 class Delay:
-    """From its `port` to the server's. `seconds` may be changed at any time; it holds for what comes from then on."""
+    """From its `port` to the server's. `seconds` may be changed at any time; it holds for what comes from then on.
+
+    `ended`: by transactional id, how many requests to end a transaction were answered late.
+    """
 
     def __init__(self, target: int) -> None:
         self.seconds = 0.0
         self.port = 0
         self.delayed = 0
+        self.ended: Counter[str] = Counter()
         self._target = target
         self._loop = asyncio.new_event_loop()
 
@@ -65,8 +72,11 @@ class Delay:
     async def _ask(self, reader: asyncio.StreamReader, server: asyncio.StreamWriter, late: set[bytes]) -> None:
         with suppress(OSError, asyncio.IncompleteReadError):
             while message := await _message(reader):
-                if self.seconds and int.from_bytes(message[4:6], "big") in _PRODUCERS:
+                kind = int.from_bytes(message[4:6], "big")
+                if self.seconds and _is_a_producer_s(message):
                     late.add(message[8:12])
+                    if kind == _END:
+                        self.ended[_transactional_id(message)] += 1
                 server.write(message)
                 await server.drain()
         server.close()
@@ -90,6 +100,18 @@ class Delay:
                 waiting.put_nowait((self._loop.time() + delay, message))
         finally:
             delivering.cancel()
+
+
+def _is_a_producer_s(message: bytes) -> bool:
+    """A broker asks its own address too, whether partitions are in a transaction: by versions that no client uses."""
+    kind, version = int.from_bytes(message[4:6], "big"), int.from_bytes(message[6:8], "big")
+    return kind in _PRODUCERS and not (kind == _ADD and version >= _BROKERS_ONLY)
+
+
+def _transactional_id(message: bytes) -> str:
+    """Of a request to end a transaction, as aiokafka sends it (versions 0 to 2): behind the client's id."""
+    at = 14 + int.from_bytes(message[12:14], "big")
+    return message[at + 2 : at + 2 + int.from_bytes(message[at : at + 2], "big")].decode()
 
 
 async def _message(reader: asyncio.StreamReader) -> bytes:
