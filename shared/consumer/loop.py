@@ -174,6 +174,8 @@ class Consumer:
         except OutOfRange as error:
             for partition in error.partitions:
                 self._positions.ready.pop(partition, None)
+            # It is told without waiting, again and again, of what just came and the client has not yet said to be ours.
+            await asyncio.sleep(0)
         except Superseded as error:
             _superseded.inc()
             _log.info("superseded", what=str(error))

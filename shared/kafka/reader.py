@@ -25,14 +25,19 @@ read_any_names()
 
 
 class _Listener(ConsumerRebalanceListener):
+    """`between`: what was assigned is taken away, and what comes is not known yet. The client still names the former."""
+
     def __init__(self, revoked: Callable[[Collection[Partition]], None]) -> None:
         self._revoked = revoked
+        self.between = False
 
     async def on_partitions_revoked(self, revoked: Collection[Partition]) -> None:  # type: ignore[bad-override]
+        self.between = True
         self._revoked(revoked)
 
-    async def on_partitions_assigned(self, assigned: Collection[Partition]) -> None:  # type: ignore[bad-override]
-        """Nothing: aiokafka calls this after records of the partition may have been delivered (issue 738)."""
+    async def on_partitions_assigned(self, _: Collection[Partition]) -> None:  # type: ignore[bad-override]
+        """aiokafka calls this after records of the partition may have been delivered (issue 738): nobody is told."""
+        self.between = False
 
 
 class Reader:
@@ -41,8 +46,9 @@ class Reader:
     With a group, partitions come and go (`assignment()`); without, all partitions of the topics are read.
     """
 
-    def __init__(self, client: AIOKafkaConsumer) -> None:
+    def __init__(self, client: AIOKafkaConsumer, listener: _Listener) -> None:
         self._client = client
+        self._listener = listener
         self._moved = _now()
 
     @classmethod
@@ -71,7 +77,7 @@ class Reader:
             # A topic that vanished and was made anew is noticed by no error in a group, only by looking.
             metadata_max_age_ms=10_000,
         )
-        self = cls(client)
+        self = cls(client, _Listener(revoked))
         try:
             async with guarded("consumer"):
                 await client.start()
@@ -79,7 +85,7 @@ class Reader:
                 if missing := set(topics) - present:
                     raise KafkaUnavailable(f"no topic {', '.join(sorted(missing))} yet")
                 if group:
-                    client.subscribe(topics, listener=_Listener(revoked))
+                    client.subscribe(topics, listener=self._listener)
                 else:
                     await self._assign(topics)
         except BaseException:
@@ -99,8 +105,8 @@ class Reader:
         self._client.assign(partitions)
 
     def assignment(self) -> frozenset[Partition]:
-        """The partitions that are this reader's now."""
-        return frozenset(self._client.assignment())
+        """The partitions that are this reader's now: none while its group is formed anew."""
+        return frozenset() if self._listener.between else frozenset(self._client.assignment())
 
     def seek(self, partition: Partition, offset: int) -> None:
         """Reads on from `offset`. A partition that is no longer assigned is left alone."""

@@ -18,12 +18,16 @@ UNLIMITED = {"minute": None, "hour": None, "day": None}
 OWN = ("/echo", "/nobody")
 """Paths that the user's own routes claim: each request adds a number of its own to them, so that its row is known by it."""
 
+UNCOUNTED = {"not_ready", "not_recorded"}
+"""The codes of answers to a key that have no row: nothing was judged, or the request log could not be written."""
+
 _PAUSE = 0.03
 
 
 @dataclass
 class Load:
-    """One key's requests, one after the other, until told to stop. The journal: `seen` has the ids of metered answers.
+    """One key's requests, one after the other, until told to stop. The journal: `seen` has the ids of metered answers,
+    and what they were.
 
     `unanswered` counts, by path, requests that were sent and whose answer never came: they may be counted, once. Those
     that found nobody to connect to are not among them. `failures` counts answers other than 200 of paths that no part
@@ -33,7 +37,7 @@ class Load:
     url: str
     key: dict[str, Any]
     paths: Sequence[str]
-    seen: list[str] = field(default_factory=list)
+    seen: dict[str, str] = field(default_factory=dict)
     unanswered: Counter[str] = field(default_factory=Counter)
     failures: int = 0
     over: threading.Event = field(default_factory=threading.Event)
@@ -76,8 +80,9 @@ class Load:
             return  # the edge doesn't know the key yet: that is not metered
         if path.startswith("/echo") and answer.status_code != 200:
             self.failures += 1
-        if answer.status_code != 503 or answer.json().get("code") != "not_ready":
-            self.seen.append(answer.headers["x-request-id"])
+        code = "" if answer.is_success else answer.json().get("code")
+        if code not in UNCOUNTED:
+            self.seen[answer.headers["x-request-id"]] = f"{path}: {answer.status_code} {code}"
 
 
 @contextmanager
@@ -105,7 +110,8 @@ def assert_counted_once(owner: Client, load: Load, deadline: float = 60.0) -> in
     def settled() -> list[dict[str, Any]]:
         rows = owner.usage(key_id)
         calls = sum(row["decision"] == "allowed" for row in rows)
-        assert not (missing := seen - {row["request_id"] for row in rows}), f"{len(missing)} answers without a row"
+        missing = seen - {row["request_id"] for row in rows}
+        assert not missing, f"{len(missing)} answers without a row: {[load.seen[each] for each in missing][:5]}"
         listed = owner.get(f"/api/v1/api-keys/{key_id}").json()["usage_count"]
         shown = {key["id"]: key["usage_count"] for key in owner.stats()["api_keys"]}[key_id]
         total = owner.get(f"/api/v1/api-keys/{key_id}/usage").json()["total"]

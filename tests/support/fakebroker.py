@@ -226,7 +226,8 @@ class FakeBroker:
     async def noticed(self, name: str, member: Member) -> None:
         """A member learns of what changed."""
         if (partitions := self.groups[name].pending.pop(id(member), None)) is not None:
-            await member.rejoin(partitions)
+            # Whoever brought it about may end meanwhile.
+            await asyncio.shield(member.rejoin(partitions))
 
     async def grown(self, seconds: float) -> None:
         """Returns when something happened, or after that time."""

@@ -196,11 +196,14 @@ class FakeProducer:
         self._closed = True
 
 
+_JOIN_SECONDS = 1.0
+
+
 class FakeConsumer:
     """`aiokafka.AIOKafkaConsumer` of committed records, which resets no offset by itself.
 
     In a group it may give records of a partition, from where the group had committed, before it tells that the partition
-    was assigned (aiokafka issue 738).
+    was assigned (aiokafka issue 738). While it joins again it still tells the partitions that were taken away.
     """
 
     def __init__(self, broker: FakeBroker, options: dict[str, Any]) -> None:
@@ -208,6 +211,9 @@ class FakeConsumer:
         self._group: str | None = options["group_id"]
         self._listener: Any = None
         self._joining = False
+        self._rejoins = asyncio.Lock()
+        self._given = asyncio.Event()
+        self._given.set()
         self.read: Sequence[str] = ()
         self._positions: dict[Partition, int | None] = {}
         self._paused: set[Partition] = set()
@@ -231,12 +237,16 @@ class FakeConsumer:
         self._joining = True
 
     async def rejoin(self, partitions: Sequence[Partition]) -> None:
-        await self._listener.on_partitions_revoked(set(self._positions))
-        self._paused.clear()
-        committed = self._broker.groups[self._group or ""].committed
-        self._positions = {partition: committed.get(partition) for partition in partitions}
-        await asyncio.sleep(0)
-        await self._listener.on_partitions_assigned(set(partitions))
+        async with self._rejoins:
+            self._given.clear()
+            await self._listener.on_partitions_revoked(set(self._positions))
+            await asyncio.sleep(_JOIN_SECONDS)
+            self._paused.clear()
+            committed = self._broker.groups[self._group or ""].committed
+            self._positions = {partition: committed.get(partition) for partition in partitions}
+            self._given.set()
+            await asyncio.sleep(0)
+            await self._listener.on_partitions_assigned(set(partitions))
 
     async def topics(self) -> set[str]:
         return await self._broker.request("metadata", lambda: set(self._broker.topics))
@@ -286,7 +296,7 @@ class FakeConsumer:
         while True:
             found = await self._broker.request("fetch", lambda: self._fetch(max_records))
             left = until - asyncio.get_running_loop().time()
-            if found or left <= 0:
+            if found or left < 1e-6:  # less may be nothing when it is added to the time
                 return found
             await self._broker.grown(left)
 
@@ -296,6 +306,7 @@ class FakeConsumer:
             await self._broker.request("join group", lambda: None)
             await self._broker.rebalance(group)
         await self._broker.noticed(group, self)
+        await self._given.wait()
         if lost := [p for p, at in self._positions.items() if at is None and p not in self._paused]:
             raise NoOffsetForPartitionError(lost[0])
 

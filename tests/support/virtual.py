@@ -8,6 +8,8 @@ from typing import Any
 
 from typing_extensions import override
 
+_TURNS_MAX = 100_000
+
 
 class VirtualLoop(asyncio.SelectorEventLoop):
     """For tests that talk to nobody outside of their process."""
@@ -15,10 +17,19 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
+        self._turns = 0
 
     @override
     def time(self) -> float:
         return self._now
+
+    @override
+    def close(self) -> None:
+        if rest := asyncio.all_tasks(self):
+            for task in rest:
+                task.cancel()
+            self.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
+        super().close()
 
     def _run_once(self) -> None:
         loop: Any = self
@@ -26,6 +37,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         while scheduled and scheduled[0]._cancelled:
             heapq.heappop(scheduled)._scheduled = False
             loop._timer_cancelled_count -= 1
+        self._turns += 1
         if scheduled and not loop._ready:
             self._now = max(self._now, scheduled[0].when())
+            self._turns = 0
+        assert self._turns < _TURNS_MAX, "it works without end, and time does not pass"
         super()._run_once()  # type: ignore[misc]

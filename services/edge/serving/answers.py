@@ -77,6 +77,10 @@ def _refusal(outcome: Outcome) -> Answer:
 
 
 REFUSALS = {outcome: _refusal(outcome) for outcome in Outcome if outcome is not Outcome.allowed}
+# Whoever gets this knows that the request was neither forwarded nor counted; with the other it is not counted, but may have
+# been carried out.
+NOT_READY = REFUSALS[Outcome.not_ready]
+NOT_RECORDED = problem(503, "not_recorded", "The request can't be counted now, and may have been carried out")
 NOT_FOUND = problem(404, "not_found", "Not found")
 TOO_LARGE = problem(413, "too_large", "Request body too large")
 NO_UPGRADE = problem(501, "not_implemented", "Not implemented", detail="Connections are not upgraded.")

@@ -83,7 +83,7 @@ class ClientConnection(asyncio.Protocol):
         self._give(self._patience.head)
         self._clients.add(self)
         if self._clients.crowded():
-            self._refuse(answers.UNAVAILABLE, "crowded")
+            self._refuse(answers.NOT_READY, "crowded")
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -196,7 +196,7 @@ class ClientConnection(asyncio.Protocol):
             self._buffer = b""
             self._exchange.client_failed(answers.UNAVAILABLE)
         elif self._state is _HEAD:
-            self._refuse(answers.UNAVAILABLE, "crowded")
+            self._refuse(answers.NOT_READY, "crowded")
         else:
             self.abort()
 
@@ -227,7 +227,7 @@ class ClientConnection(asyncio.Protocol):
 
     def turn_away(self) -> None:
         """Ends the connection before the request that it began: another process takes it."""
-        self._refuse(answers.UNAVAILABLE, "draining")
+        self._refuse(answers.NOT_READY, "draining")
 
     def _expire(self) -> None:
         """The answer to a client that is too slow: 408 while it can have one, or the end of the connection."""

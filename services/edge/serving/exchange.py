@@ -415,7 +415,7 @@ class Exchange:
         self._complete = True
         fields = b"" if self._keep else b"Connection: close\r\n"
         to_head = self.method == "HEAD"
-        self._out = [answers.UNAVAILABLE.encode(self.passage.request_id.encode(), fields, to_head=to_head)]
+        self._out = [answers.NOT_RECORDED.encode(self.passage.request_id.encode(), fields, to_head=to_head)]
 
     def _send(self, data: bytes) -> None:
         if self._released:

@@ -41,6 +41,16 @@ def test_everything_is_stored(world: World) -> None:
     world.settle()
 
 
+def test_partitions_that_were_taken_away_are_not_told_as_read(world: World) -> None:
+    """Also when nothing comes that would show it: a client that joins again still names the former ones."""
+    first = world.start()
+    world.until(world.ready, 20)
+    assert first.consumer.checks()["consumer"]().detail == "6 partitions"
+    second = world.start()
+    world.run(20)
+    assert [each.consumer.checks()["consumer"]().detail for each in (first, second)] == ["3 partitions"] * 2
+
+
 def test_halted_partition_keeps_its_consumer_in_the_group(world: World) -> None:
     """A pause is no standstill: others are read on, and nobody joins anew."""
     relayed(world, "stream-a", 1, 3)
