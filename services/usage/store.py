@@ -14,6 +14,7 @@ from shared.events.requests import Decision, RequestEvent, UsageMark
 from shared.postgres import Connection
 from shared.relay.checkpoint import Written
 
+_FLAGGED_AT_ONCE = 10_000
 _COPY = (
     "COPY request_log (key_id, owner_id, time, call, status_code, response_time, endpoint, method, decision, via, route,"
     " key_version, edge, request_id, correlation_id, client_address, source, sequence) FROM STDIN (FORMAT BINARY)"
@@ -174,8 +175,20 @@ async def save_publication(connection: Connection, written: Written) -> None:
 
 
 async def publish_all_again(connection: Connection) -> None:
-    """Flags everything for publication: Kafka has lost some of it."""
-    await connection.execute("UPDATE key_counters SET changed = true")
+    """Flags everything for publication: Kafka has lost some of it.
+
+    Counters in short steps, each in the order in which consumers lock them: those go on meanwhile.
+    """
+    last: int | None = 0
+    while last is not None:
+        cursor = await connection.execute(
+            "WITH step AS (SELECT key_id FROM key_counters WHERE key_id > %s ORDER BY key_id LIMIT %s FOR UPDATE),"
+            " flagged AS (UPDATE key_counters c SET changed = true FROM step WHERE c.key_id = step.key_id AND NOT changed)"
+            " SELECT max(key_id) AS last FROM step",
+            [last, _FLAGGED_AT_ONCE],
+        )
+        row = await cursor.fetchone()
+        last = row["last"] if row else None
     await connection.execute("UPDATE request_marks SET changed = true")
     await connection.execute("UPDATE closed_logs SET changed = true")
 

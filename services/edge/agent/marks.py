@@ -130,5 +130,5 @@ def _read(records: Iterable[Record]) -> Iterable[_Data]:
         try:
             if record.value is not None:
                 yield _decode(record.value).data
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError) as error:
             _log.warning("unreadable usage mark", partition=record.partition, offset=record.offset, error=str(error))

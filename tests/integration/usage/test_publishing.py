@@ -118,3 +118,15 @@ async def _all_published(database: str) -> bool:
         row = await (await connection.execute("SELECT count(*) AS n FROM request_marks WHERE changed")).fetchone()
         assert row is not None
         return int(row["n"]) == 0
+
+
+async def test_all_counters_are_flagged_again_in_steps(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_FLAGGED_AT_ONCE", 100)
+    async with pool.connection() as connection:
+        await connection.execute(
+            "INSERT INTO key_counters (key_id, owner_id, rows, calls, changed)"
+            " SELECT 3 * n, 1, 1, 1, n %% 7 = 0 FROM generate_series(1, %s) n",
+            [950],
+        )
+        await store.publish_all_again(connection)
+        assert len(await store.changed_usage(connection, 0, 1000)) == 950
