@@ -11,16 +11,17 @@ import signal
 import subprocess
 import uuid
 from base64 import urlsafe_b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from shared.events.topics import Topic
-from shared.kafka import Record
+from shared.kafka import Partition, Record
 from tests.support.delay import Delay, delaying
 from tests.support.eventually import eventually_sync
 from tests.support.stack import LocalStack, is_alive
@@ -77,6 +78,16 @@ def lose_tails(stack: LocalStack, topics: Sequence[Topic], kept: Path) -> None:
             shutil.copytree(kept / log.name, log)
         for name in ("recovery-point-offset-checkpoint", "replication-offset-checkpoint", "cleaner-offset-checkpoint"):
             (stack.directory.kafka / "data" / name).unlink(missing_ok=True)
+
+
+async def lengths(kafka: str, partitions: Collection[Partition]) -> dict[Partition, int]:
+    """By partition the offset after its last record, committed or not."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=kafka)
+    await consumer.start()
+    try:
+        return await consumer.end_offsets(list(partitions))
+    finally:
+        await consumer.stop()
 
 
 def _logs(stack: LocalStack, topics: Sequence[Topic]) -> list[Path]:

@@ -13,7 +13,7 @@ from shared.events.topics import KEY_EVENTS, KEY_STATES, KEY_USAGE, TICKET_EVENT
 from shared.kafka import KafkaUnavailable, Message, Partition, Producer
 from tests.e2e.client import Client
 from tests.e2e.load import UNLIMITED, Load
-from tests.faults.brokers import keep_logs, lose_tails
+from tests.faults.brokers import keep_logs, lengths, lose_tails
 from tests.faults.scenario import Scenario
 from tests.faults.states import assert_states_are_whole
 from tests.faults.twin import second_edge, url_of
@@ -49,7 +49,7 @@ def test_lost_tail(stack: LocalStack, owner: Client, loads: list[Load], scenario
         assert sum(lost.values()) > 100
         scenario.faults += sum(count > 0 for count in lost.values())
         asyncio.run(_abort(kafka, lost))
-        assert all(end >= before[partition] for partition, end in asyncio.run(_ends(kafka)).items())
+        assert all(end >= before[partition] for partition, end in asyncio.run(lengths(kafka, before)).items())
     finally:
         for name in WRITERS:
             stack.resume(name)
