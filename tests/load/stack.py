@@ -15,7 +15,7 @@ from tests.load import machine, servers
 from tests.support.eventually import eventually_sync
 from tests.support.stack import LocalStack, family
 
-_QUIET = 0.15
+_QUIET = 0.4
 _ROUTES = """
 [routes.bench]
 prefix = "/bench"
