@@ -143,8 +143,8 @@ class Propagation:
         Neither an edge's clock nor the distance between the broker's and ours says anything of how alive an edge is.
         """
         found: list[Record] = []
-        while any([await reader.position(partition) < end for partition, end in ends.items()]):
-            found += [record for records in (await reader.fetch(timeout_ms=500)).values() for record in records]
+        async for fetched in reader.read_up_to(ends):
+            found += [record for records in fetched.values() for record in records]
         now, last = time.monotonic(), max((record.timestamp for record in found), default=0)
         for record in found:
             self._take(record, now - (last - record.timestamp) / 1000)

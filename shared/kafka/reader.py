@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Self
 
@@ -169,6 +169,18 @@ class Reader:
             if await self.position(partition) < end:
                 raise KafkaUnavailable(f"no progress on {partition.topic}/{partition.partition} though there is more")
         self._moved = _now()
+
+    async def read_up_to(self, ends: Mapping[Partition, int]) -> AsyncIterator[dict[Partition, list[Record]]]:
+        """What there is up to these offsets, fetch by fetch. A partition that has become shorter meanwhile ends where it ends
+        now; raises as `fetch` does."""
+        left = dict(ends)
+        while any([await self.position(partition) < end for partition, end in left.items()]):
+            found = await self.fetch(timeout_ms=250)
+            if not found:
+                left = {
+                    partition: min(left[partition], end) for partition, (_, end) in (await self.bounds(left)).items()
+                }
+            yield found
 
     async def commit(self, offsets: dict[Partition, int]) -> None:
         """Tells the group how far it is: a hint for lag tools only, so its failure is nobody's concern."""

@@ -81,8 +81,8 @@ class _Reading:
         """Reads from there to the end."""
         for partition, start in starts.items():
             reader.seek(partition, start)
-        while any([await reader.position(partition) < bounds[partition][1] for partition in starts]):
-            for partition, records in (await reader.fetch(timeout_ms=200)).items():
+        async for found in reader.read_up_to({partition: bounds[partition][1] for partition in starts}):
+            for partition, records in found.items():
                 self.ends[partition] = records[-1].offset + 1
                 placed = filter(None, [_placed(record) for record in records])
                 furthest = max(placed, key=lambda each: each.position, default=None)

@@ -112,8 +112,7 @@ class MarkReader:
             reader.seek(partition, first)
         marks: dict[str, dict[int, Mark]] = {log: {} for log in ours}
         next_offsets: dict[int, int] = {}
-        while any([await reader.position(partition) < end for partition, (_, end) in bounds.items()]):
-            found = await reader.fetch(timeout_ms=_TURN_MS)
+        async for found in reader.read_up_to({partition: end for partition, (_, end) in bounds.items()}):
             for data in _read(record for records in found.values() for record in records):
                 next_offsets[data.partition] = max(next_offsets.get(data.partition, 0), data.next_offset)
                 if data.log in ours or data.log in self._shipper.tails:

@@ -287,3 +287,21 @@ def test_no_look_reads_the_streams_names(world: World) -> None:
     world.settle()
     assert world.database.asked["streams"] == before
     world.assert_whole()
+
+
+def test_a_tail_that_is_lost_while_it_is_looked_at_keeps_no_relay_waiting(world: World) -> None:
+    world.start()
+    for number in range(6):
+        world.database.append(f"a-{number}", "counter.added")
+    world.settle()
+    world.kill()
+    world.broker.slow = 1.0
+    world.start()
+    asked = world.broker.requests["offsets"]
+    while world.broker.requests["offsets"] < asked + 2:
+        world.wait(0.1)
+    for number in range(PARTITIONS):
+        world.broker.lose_tail(Partition(STATES.name, number), world.broker.log(Partition(STATES.name, number)).end - 1)
+    world.database.append("a-0", "counter.added")
+    world.settle()
+    world.assert_whole()
