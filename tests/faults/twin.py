@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +12,7 @@ import httpx2
 
 from tests.support.eventually import eventually_sync
 from tests.support.service import free_port
-from tests.support.stack import LocalStack, family, is_alive, start_with_me
+from tests.support.stack import LocalStack, family, is_alive, signal_all, start_with_me
 
 
 def settings_of(pid: int) -> dict[str, str]:
@@ -70,7 +68,7 @@ class Twin:
     def send(self, number: signal.Signals) -> None:
         """To the process and all below it."""
         assert self._process is not None
-        _send(family(self._process.pid), number)
+        signal_all(family(self._process.pid), number)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Ends it, and waits for that and for those below it, which SIGKILL hits too."""
@@ -79,19 +77,13 @@ class Twin:
             self._process.send_signal(number)
             if number is signal.SIGKILL:
                 # Else they would end in good order, and say so: their parent's end is SIGTERM to them.
-                _send(below, number)
+                signal_all(below, number)
             self._process.wait(timeout=60)
             eventually_sync(lambda: not any(map(is_alive, below)), 60)
             self._process = None
 
     def log(self) -> str:
         return self._log.read_text()
-
-
-def _send(pids: Iterable[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
 
 
 def second_edge(stack: LocalStack, directory: Path, data: Path | None = None) -> Twin:

@@ -8,7 +8,7 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -174,9 +174,7 @@ class LocalProcesses(Processes):
     def _signal_all(self, name: str, number: signal.Signals) -> int:
         """To the process and its children: PostgreSQL has one for each connection."""
         pid = int(self.process(name)["pid"])
-        for each in family(pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(each, number)
+        signal_all(family(pid), number)
         return pid
 
     @contextlib.contextmanager
@@ -310,6 +308,13 @@ def family(pid: int) -> list[int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             found += family(int(below))
     return found
+
+
+def signal_all(pids: Iterable[int], number: signal.Signals) -> None:
+    """Sends the signal to each of them that is still there."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def is_alive(pid: int) -> bool:

@@ -125,7 +125,9 @@ async def test_states_of_streams_that_ended_long_ago_are_deleted_and_heartbeats_
 def _known(broker: FakeBroker) -> set[bytes | None]:
     """The streams that there is a state or a deletion of."""
     logs = [broker.log(Partition(STATES.name, number)) for number in range(PARTITIONS)]
-    return {entry.key for log in logs for _, entry in log.committed(log.begin)} - {b"beat-0", b"beat-1", b"beat-2"}
+    return {entry.key for log in logs for _, entry in log.committed(log.begin)} - {
+        b"beat-%d" % number for number in range(PARTITIONS)
+    }
 
 
 def _left(broker: FakeBroker) -> set[str] | None:
