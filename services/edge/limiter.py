@@ -41,24 +41,29 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     `limit`, `remaining` and `reset_ns` (boot clock) are of one window: the one with the fewest remaining, of equals the
     longest; at a refusal the exhausted one that frees last. `reset_ns` is when Remaining next rises; at a refusal, when
     all windows admit one, and a request at that moment is admitted if none was in between.
-    `policies` has a (name, limit, window in s, remaining, reset_ns) for each limited window.
-    `limit` None: the key has no limits.
+    `shown` is its name. `limit` None: the key has no limits. `policies` has a (name, limit, window in s, remaining, reset_ns)
+    for each limited window; none when a request was admitted, for `peek` tells of all then.
     """
 
     allowed: bool
     limit: int | None
     remaining: int
     reset_ns: int
-    policies: tuple[Policy, ...]
+    limits: Limits
+    shown: str
+    policies: tuple[Policy, ...] = ()
 
 
-UNLIMITED = Verdict(allowed=True, limit=None, remaining=0, reset_ns=0, policies=())
+UNLIMITED = Verdict(allowed=True, limit=None, remaining=0, reset_ns=0, limits=Limits(), shown="")
 
 
 class _Window:
-    """The admissions of one key in one window: parallel lists of last times and counts by bucket, and their sum."""
+    """The admissions of one key in one window: parallel lists of last times and counts by bucket, and their sum.
 
-    __slots__ = ("counts", "end", "lasts", "name", "seconds", "span", "step", "used")
+    `end` is that of the newest bucket. No admission leaves the window before `expires`.
+    """
+
+    __slots__ = ("counts", "end", "expires", "lasts", "name", "seconds", "span", "step", "used")
 
     def __init__(self, name: str, span: int, step: int) -> None:
         self.name = name
@@ -69,12 +74,14 @@ class _Window:
         self.counts: list[int] = []
         self.used = 0
         self.end = 0
+        self.expires = NEVER
 
     def drop(self, now: int) -> None:
         """Forgets the buckets that `now` has left behind."""
         gone = bisect_right(self.lasts, now - self.span)
         self.used -= sum(self.counts[:gone])
         del self.lasts[:gone], self.counts[:gone]
+        self.expires = self.lasts[0] + self.span if self.lasts else NEVER
 
     def add(self, at: int, count: int = 1) -> None:
         """Counts admissions at `at`, in any order; one that the newest has left behind a window ago no longer matters."""
@@ -88,6 +95,7 @@ class _Window:
             if at + self.span <= lasts[-1]:
                 return
         self.used += count
+        self.expires = min(self.expires, at + self.span)
         index = bisect_left(lasts, at - at % self.step)
         if index < len(lasts) and lasts[index] // self.step == at // self.step:
             self.counts[index] += count
@@ -130,28 +138,27 @@ class Limiter:
         """Admits a request in all windows, or refuses it and consumes nothing. A limit of 0 admits none, ever."""
         windows = self._keys.get(key_id) or self._open(key_id)
         bounds = (limits.minute, limits.hour, limits.day)
+        limit, remaining, shown = 0, NEVER, None
         for window, bound in zip(windows, bounds):  # noqa: B905 - the hot path; lengths are constant
-            if window.lasts and window.lasts[0] + window.span <= now_ns:
+            if window.expires <= now_ns:
                 window.drop(now_ns)
-            if bound is not None and window.used >= bound:
-                return _refusal(windows, bounds, now_ns)
-        policies: list[Policy] = []
-        limit, remaining, reset = None, NEVER, 0
-        for window, bound in zip(windows, bounds):  # noqa: B905
-            lasts = window.lasts
-            if now_ns < window.end and now_ns >= lasts[-1]:
-                lasts[-1] = now_ns
+            if bound is None:
+                continue
+            left = bound - window.used
+            if left <= 0:
+                return _refusal(windows, limits, bounds, now_ns)
+            if left <= remaining:
+                limit, remaining, shown = bound, left, window
+        for window in windows:
+            if now_ns < window.end and now_ns >= window.lasts[-1]:
+                window.lasts[-1] = now_ns
                 window.counts[-1] += 1
                 window.used += 1
             else:
                 window.add(now_ns)
-            if bound is not None:
-                left = bound - window.used
-                frees = lasts[0] + window.span
-                policies.append((window.name, bound, window.seconds, left, frees))
-                if left <= remaining:
-                    limit, remaining, reset = bound, left, frees
-        return Verdict(True, limit, remaining, reset, tuple(policies)) if policies else UNLIMITED
+        if shown is None:
+            return UNLIMITED
+        return Verdict(True, limit, remaining - 1, shown.lasts[0] + shown.span, limits, shown.name)
 
     def peek(self, key_id: int, limits: Limits, now_ns: int) -> Verdict:
         """What `admit` would see, consuming nothing: `allowed` whether it would admit, `remaining` before it did."""
@@ -161,11 +168,11 @@ class Limiter:
             window.drop(now_ns)
         policies = _policies(windows, bounds, now_ns)
         if any(remaining == 0 for _, _, _, remaining, _ in policies):
-            return _refusal(windows, bounds, now_ns)
+            return _refusal(windows, limits, bounds, now_ns)
         if not policies:
             return UNLIMITED
-        _, limit, _, remaining, reset = min(reversed(policies), key=_REMAINING)
-        return Verdict(True, limit, remaining, reset, policies)
+        shown, limit, _, remaining, reset = min(reversed(policies), key=_REMAINING)
+        return Verdict(True, limit, remaining, reset, limits, shown, policies)
 
     def record(self, key_id: int, admitted_ns: int, count: int = 1) -> None:
         """Counts admissions of the past, in any order, such as a request log tells of. Never of the future."""
@@ -254,9 +261,9 @@ def _policies(windows: Iterable[_Window], bounds: Bounds, now: int) -> tuple[Pol
     return tuple(window.policy(bound, now) for window, bound in limited if bound is not None)
 
 
-def _refusal(windows: Iterable[_Window], bounds: Bounds, now: int) -> Verdict:
+def _refusal(windows: Iterable[_Window], limits: Limits, bounds: Bounds, now: int) -> Verdict:
     for window in windows:
         window.drop(now)
     policies = _policies(windows, bounds, now)
-    _, limit, _, _, reset = max((policy for policy in policies if policy[3] == 0), key=_LATEST)
-    return Verdict(False, limit, 0, reset, policies)
+    shown, limit, _, _, reset = max((policy for policy in policies if policy[3] == 0), key=_LATEST)
+    return Verdict(False, limit, 0, reset, limits, shown, policies)

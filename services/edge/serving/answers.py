@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from operator import itemgetter
 
 import msgspec
 
 from services.edge.clock import SECOND, wall_ns
-from services.edge.domain import Outcome
+from services.edge.domain import Limits, Outcome
 from services.edge.domain import problem as problem_of
 from services.edge.http.head import BadMessage
 from services.edge.http.rewrite import REASONS
-from services.edge.limiter import Verdict
+from services.edge.limiter import WINDOWS, Verdict
 
-_BOUNDS = itemgetter(0, 1, 2)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # An edge that is not ready is, within seconds, or somebody must look.
 RETRY_AFTER_SECONDS = 2
@@ -111,14 +109,10 @@ def limit_fields(verdict: Verdict, boot_ns: int, wall_ns: int) -> bytes:
     if verdict.limit is None:
         return b""
     wait_ns = max(0, verdict.reset_ns - boot_ns)
-    reset = -((wall_ns + wait_ns) // -SECOND)
-    wait = -(wait_ns // -SECOND)
-    shown = next(p[0] for p in verdict.policies if p[1] == verdict.limit and p[4] == verdict.reset_ns)
+    wait, remaining = -(wait_ns // -SECOND), str(verdict.remaining)
     fields = (
-        f"X-RateLimit-Limit: {verdict.limit}\r\nX-RateLimit-Remaining: {verdict.remaining}\r\n"
-        f"X-RateLimit-Reset: {reset}\r\n"
-        f"RateLimit-Policy: {_policy(tuple(map(_BOUNDS, verdict.policies)))}\r\n"
-        f'RateLimit: "{shown}";r={verdict.remaining};t={wait}\r\n'
+        f"{_fixed(verdict.limits, verdict.shown)}{remaining};t={wait}\r\nX-RateLimit-Remaining: {remaining}\r\n"
+        f"X-RateLimit-Reset: {-((wall_ns + wait_ns) // -SECOND)}\r\n"
     )
     if not verdict.allowed:
         fields += f"Retry-After: {max(1, wait)}\r\n"
@@ -126,8 +120,16 @@ def limit_fields(verdict: Verdict, boot_ns: int, wall_ns: int) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def _policy(windows: tuple[tuple[str, int, int], ...]) -> str:
-    return ", ".join(f'"{name}";q={limit};w={seconds}' for name, limit, seconds in windows)
+def _fixed(limits: Limits, shown: str) -> str:
+    """What they tell that no request changes, up to where `shown`'s remaining comes."""
+    bounds = (limits.minute, limits.hour, limits.day)
+    limited = {
+        name: (bound, span // SECOND)
+        for (name, span, _), bound in zip(WINDOWS, bounds, strict=True)
+        if bound is not None
+    }
+    policies = ", ".join(f'"{name}";q={bound};w={seconds}' for name, (bound, seconds) in limited.items())
+    return f'X-RateLimit-Limit: {limited[shown][0]}\r\nRateLimit-Policy: {policies}\r\nRateLimit: "{shown}";r='
 
 
 def date() -> bytes:

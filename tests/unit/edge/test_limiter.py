@@ -44,25 +44,30 @@ class Model:
         return sum(1 for time in self.times if now - span < time - time % bucket + bucket)
 
 
-def check_verdict(verdict: Verdict, limits: Limits, now: int) -> None:
-    """The window that a verdict tells of is the one that the rule names, and its figures hold together."""
+def check_verdict(verdict: Verdict, seen: Verdict, limits: Limits, now: int) -> None:
+    """The window that a verdict tells of is the one that the rule names, and its figures hold together with those of all
+    windows, as they are `seen` after it.
+    """
     limited = [
         (name, bound, span) for (name, span, _), bound in zip(WINDOWS, bounds(limits), strict=True) if bound is not None
     ]
-    assert [policy[:3] for policy in verdict.policies] == [
-        (name, bound, span // SECOND) for name, bound, span in limited
-    ]
-    for _, bound, _, remaining, reset in verdict.policies:
+    assert [policy[:3] for policy in seen.policies] == [(name, bound, span // SECOND) for name, bound, span in limited]
+    for _, bound, _, remaining, reset in seen.policies:
         assert 0 <= remaining <= bound
         assert now <= reset <= now + LONGEST
     if not limited:
         assert verdict.allowed and verdict.limit is None
     elif verdict.allowed:
-        told = min(verdict.policies, key=lambda policy: (policy[3], -policy[2]))
-        assert (verdict.limit, verdict.remaining, verdict.reset_ns) == (told[1], told[3], told[4])
+        told = min(seen.policies, key=lambda policy: (policy[3], -policy[2]))
+        assert (verdict.shown, verdict.limit, verdict.remaining, verdict.reset_ns) == (
+            told[0],
+            told[1],
+            told[3],
+            told[4],
+        )
     else:
-        told = max((policy for policy in verdict.policies if not policy[3]), key=lambda policy: (policy[4], policy[2]))
-        assert (verdict.limit, verdict.remaining, verdict.reset_ns) == (told[1], 0, told[4])
+        told = max((policy for policy in seen.policies if not policy[3]), key=lambda policy: (policy[4], policy[2]))
+        assert (verdict.shown, verdict.limit, verdict.remaining, verdict.reset_ns) == (told[0], told[1], 0, told[4])
         assert verdict.reset_ns > now
 
 
@@ -103,11 +108,12 @@ class OneKey(RuleBasedStateMachine):
         seen = self.limiter.peek(KEY, self.limits, self.now)
         verdict = self.limiter.admit(KEY, self.limits, self.now)
         assert seen.allowed == verdict.allowed
-        check_verdict(seen, self.limits, self.now)
-        check_verdict(verdict, self.limits, self.now)
+        after = self.limiter.peek(KEY, self.limits, self.now)
+        check_verdict(seen, seen, self.limits, self.now)
+        check_verdict(verdict, after, self.limits, self.now)
         if verdict.allowed:
             self.model.times.append(self.now)
-            assert remaining_of(verdict) == {name: left - 1 for name, left in remaining_of(seen).items()}
+            assert remaining_of(after) == {name: left - 1 for name, left in remaining_of(seen).items()}
         else:
             assert verdict == seen
             assert counted(self.limiter, self.now) == counted(loaded(before), self.now)
