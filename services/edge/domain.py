@@ -10,6 +10,7 @@ import msgspec
 from services.edge.memo import Memo
 
 ADMIN = "admin"
+NEVER = 1 << 62
 
 
 class Limits(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -144,6 +145,12 @@ def _out_of_bounds(key: KeyState, address: str | None, permission: str | None) -
     if permission is None or permission in key.permissions or ADMIN in key.permissions:
         return None
     return Outcome.forbidden
+
+
+def valid_until_ns(key: KeyState, presented_hash: bytes) -> int:
+    """Until when (wall clock) time alone changes nothing of what `decide` says of a key that it allows."""
+    ends = [key.expires_at_ns, *(until_ns for known, until_ns in key.hashes if known == presented_hash)]
+    return min((end for end in ends if end is not None), default=NEVER)
 
 
 def metered(outcome: Outcome) -> bool:

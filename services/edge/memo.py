@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+_PASSING_MAX = 15
+# How many are told from those that came before, by their hashes.
+_ONCE_MAX = 4096
+
 Key = TypeVar("Key")
 Value = TypeVar("Value")
+
+
+def by_length(entry: int) -> Callable[[bytes, object], int]:
+    """The size of what is known by bytes: as many, twice when the value has them too, and `entry` more."""
+    return lambda key, _value: 2 * len(key) + entry
 
 
 class Memo(dict[Key, Value]):
@@ -23,6 +32,9 @@ class Memo(dict[Key, Value]):
         self._size = size
         self._held = 0
         self._older: dict[Key, Value] = {}
+        self._once: set[int] = set()
+        self.passing = 0
+        """How many may still go unnoticed: for the caller to count down."""
 
     def revive(self, key: Key) -> Value | None:
         """What only the older generation holds; None when it does not either."""
@@ -30,6 +42,20 @@ class Memo(dict[Key, Value]):
         if value is not None:
             self.keep(key, value)
         return value
+
+    def notice(self, key: Key, value: Value) -> None:
+        """Holds `value` if `key` recurs: what comes only once costs no room. To be called when `passing` has become 0, so that
+        it costs next to no time either: of all that comes a few are looked at, which ones is chance (the hash), so that no
+        pattern escapes for ever.
+        """
+        number, once = hash(key), self._once
+        self.passing = number & _PASSING_MAX
+        if number in once or key in self._older:
+            self.keep(key, value)
+        elif len(once) < _ONCE_MAX:
+            once.add(number)
+        else:
+            once.clear()
 
     def keep(self, key: Key, value: Value) -> None:
         """Holds `value` (not None) from now on."""

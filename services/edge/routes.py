@@ -135,7 +135,7 @@ class Table:
 
     def _match(self, path: str) -> Route | None:
         whole = f"{path}/"
-        for prefix, route in self._by_first.get(_first(path), self._others):
+        for prefix, route in self._by_first.get(whole[1 : whole.find("/", 1)], self._others):
             if whole.startswith(prefix):
                 return route
         return None

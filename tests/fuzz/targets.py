@@ -15,12 +15,14 @@ import httptools
 
 from services.edge.domain import KeyState, Outcome, OwnerState, decide
 from services.edge.http import paths
-from services.edge.http.head import BadMessage
+from services.edge.http.fields import request_kinds
+from services.edge.http.head import BadMessage, parse_request, parse_response
 from services.edge.routes import Route, Table
 from services.edge.serving import connection as client_side
 from services.edge.serving import exchange
 from services.edge.upstream import connection as upstream_side
 from tests.attack import corpus
+from tests.fuzz import plain
 from tests.unit.edge.serving.stage import Stage, Wire, answer, ask
 
 KEY = "{key}"
@@ -147,6 +149,32 @@ class Responses(_Staged):
             _end(stage, another, [])
 
 
+class Heads:
+    """Heads of requests and of responses: read by the edge, which remembers lines, they mean what they mean when they are read
+    plainly, and twice the same."""
+
+    def close(self) -> None:
+        """Nothing was taken."""
+
+    def seeds(self) -> list[bytes]:
+        """The corpus's heads."""
+        requests = (case.data("/echo/a", KEY) for case in corpus.requests())
+        responses = (text.encode("latin-1") for _, _, _, text in corpus.responses())
+        return [data.partition(b"\r\n\r\n")[0] for data in (*requests, *responses)]
+
+    def run(self, data: bytes, _random: Random) -> str:
+        """What came of it: refused, or what was read."""
+        head = data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        response = head.startswith(b"HTTP/")
+        ours, theirs = (_response, plain.response) if response else (_request, plain.request)
+        meant = _meant(theirs, head)
+        for _ in range(2):
+            _same("read plainly", _meant(ours, head), meant)
+        if not response:
+            request_kinds.learn()
+        return f"{'refused' if meant is None else 'accepted'} {response} {meant and bool(meant[-1])}"
+
+
 class Paths:
     """Paths: however a server decodes, cuts and normalises one that passes, it stays on the route that the edge found."""
 
@@ -259,6 +287,7 @@ def _views(path: str, meant: str) -> set[str]:
 TARGETS: dict[str, Callable[[], Any]] = {
     "requests": Requests,
     "responses": Responses,
+    "heads": Heads,
     "paths": Paths,
     "decisions": Decisions,
 }
@@ -272,6 +301,28 @@ class _Loud:
 
     def warning(self, event: str, **_: object) -> None:
         pass
+
+
+def _meant(read: Callable[[bytes], plain.Read], head: bytes) -> plain.Read | None:
+    try:
+        return read(head)
+    except (BadMessage, plain.Refused):
+        return None
+
+
+def _request(head: bytes) -> plain.Read:
+    r = parse_request(head)
+    length = -1 if r.framing.chunked else r.framing.length
+    if r.empty is not (length in {None, 0}):
+        raise Wrong(f"{head!r} has a body, or none")
+    read = (r.method, r.target, r.minor, r.fields, r.keys, r.request_ids, r.host, length, r.keep_alive)
+    return *read, r.expects_continue, r.upgrade
+
+
+def _response(head: bytes) -> plain.Read:
+    r = parse_response(head, "GET")
+    length = -1 if r.framing.chunked else r.framing.length
+    return r.status, r.reason, r.minor, r.fields, r.platform, r.date, length, r.keep_alive
 
 
 def _same(what: str, ours: object, theirs: object) -> None:

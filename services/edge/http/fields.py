@@ -15,9 +15,9 @@ _ENTRY = 128
 _NORMALISED = bytes(c if chr(c).isalnum() and c < 128 else ord("-") for c in range(256)).lower()
 
 
-# What the edge does with a header. Plain integers: an enumeration's hash is slow, and this is done for every header.
-KINDS = 12
-(PASS, DROP, LENGTH, ENCODING, CONNECTION, HOST, EXPECT, UPGRADE, KEY, REQUEST_ID, PLATFORM, DATE) = range(KINDS)
+# What the edge does with a header. SECRET passes like PASS, but no line of it is remembered.
+# Plain integers: an enumeration's hash is slow, and this is done for every header.
+(PASS, DROP, LENGTH, ENCODING, CONNECTION, HOST, EXPECT, UPGRADE, KEY, REQUEST_ID, PLATFORM, DATE, SECRET) = range(13)
 
 # RFC 9110, section 7.6.1, and what was hop-by-hop before it.
 _HOP_BY_HOP = {
@@ -34,6 +34,8 @@ _REQUEST_KINDS = _HOP_BY_HOP | {
     b"host": HOST,
     b"expect": EXPECT,
     b"x-api-key": KEY,
+    b"authorization": SECRET,
+    b"cookie": SECRET,
     b"x-request-id": REQUEST_ID,
     # The edge alone says who asked, for whom, by which method and for which path.
     **dict.fromkeys(
@@ -56,6 +58,7 @@ _REQUEST_KINDS = _HOP_BY_HOP | {
 }
 _RESPONSE_KINDS = _HOP_BY_HOP | {
     b"date": DATE,
+    b"set-cookie": SECRET,
     **dict.fromkeys(
         (
             b"x-request-id",
@@ -72,6 +75,7 @@ _RESPONSE_KINDS = _HOP_BY_HOP | {
         DROP,
     ),
 }
+_PASSED = {PASS, SECRET}
 _REQUEST_DROPPED = (b"keyledger-", b"x-forwarded-", b"proxy-")
 
 
@@ -91,7 +95,7 @@ def _response_kind(name: bytes) -> int:
 
 
 def _spelt(name: bytes, normal: bytes, kind: int) -> int:
-    return DROP if kind != PASS and name.lower() != normal else kind
+    return DROP if kind not in _PASSED and name.lower() != normal else kind
 
 
 class Kinds(Memo[bytes, int]):
@@ -118,7 +122,5 @@ class Kinds(Memo[bytes, int]):
 
 request_kinds = Kinds(_request_kind)
 """What a request's header is, by its name as it was sent. `new` has the names of the request that was read last."""
-request_kind = request_kinds.__getitem__
 response_kinds = Kinds(_response_kind)
 """What a response's header is; PLATFORM passes from the platform's own services only."""
-response_kind = response_kinds.__getitem__

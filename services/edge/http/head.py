@@ -1,12 +1,11 @@
-"""HTTP/1.1 heads (RFC 9112), read strictly: one regular expression says what bytes a head may have, so that taking it apart
-at its line ends and first colons can go only one way.
+"""HTTP/1.1 heads (RFC 9112), read strictly: a first line, and then header lines, each of one form only, so that taking a head
+apart at its line ends and first colons can go only one way.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import cast
+from typing import NoReturn, cast
 
 import msgspec
 
@@ -18,42 +17,47 @@ from services.edge.http.fields import (
     EXPECT,
     HOST,
     KEY,
-    KINDS,
     LENGTH,
     PLATFORM,
     REQUEST_ID,
     UPGRADE,
-    request_kind,
     request_kinds,
-    response_kind,
     response_kinds,
 )
+from services.edge.http.lines import MALFORMED, NO_HOST, is_host, request_lines, response_lines
+from services.edge.memo import Memo, by_length
 
 HEAD_END = b"\r\n\r\n"
 REQUEST_LINE_MAX = 8 * 1024
 HEADERS_MAX = 100
+# With the first one, and what is left of the empty one when a head is taken apart at its line ends.
+_LINES_MAX = HEADERS_MAX + 3
 HEADER_BLOCK_MAX = 32 * 1024
 RESPONSE_HEAD_MAX = 64 * 1024
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _METHODS = {name.encode(): name for name in METHODS}
 
-# The quantifiers are possessive: no input makes the match try twice (RFC 9110, sections 5.1 and 5.5).
-_FIELDS = rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n"
-_is_request = re.compile(rb"([A-Z]{1,32}+) (/[\x21-\x7e]*+|(?<=OPTIONS )\*) HTTP/1\.([01])\r\n" + _FIELDS).fullmatch
-_ABSOLUTE = re.compile(rb"([A-Z]{1,32}+ )[Hh][Tt][Tt][Pp][Ss]?://([!-\"$-.0->@-~]++)([\x21-\x7e]*+)")
+_METHOD_MAX = 32
+_MINORS = {b"HTTP/1.1": 1, b"HTTP/1.0": 0}
+_VISIBLE = bytes(range(0x21, 0x7F))
+# The quantifiers are possessive: no input makes the match try twice.
+_is_absolute = re.compile(rb"[Hh][Tt][Tt][Pp][Ss]?://([!-\"$-.0->@-~]++)([\x21-\x7e]*+)").fullmatch
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
 # RFC 9110, section 15: a status above 599 is none.
-_is_response = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*+))?\r\n" + _FIELDS).fullmatch
-# Of a head that has this form: its names and values, without the blanks before them.
-_take_apart = re.compile(rb"([^:]++):[\t ]*+([^\r]*+)\r\n").findall
+_is_response = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*+))?").fullmatch
 _LONE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _LENGTH_DIGITS = 15
-_is_host = re.compile(rb"(?:[A-Za-z0-9.\-_]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5})?").fullmatch
 
+_known_of_requests, _known_of_responses = request_lines.get, response_lines.get
 _new_of_requests, _new_of_responses = request_kinds.new, response_kinds.new
 
-Fields = list[tuple[bytes, bytes]]
-Known = list[list[bytes] | None]
+Fields = list[bytes]
+"""Header lines that go on, each ended."""
+_Rare = dict[int, list[bytes]]
+_NO_MORE: _Rare = {}
+# Status, reason, and the minor version.
+_Status = tuple[int, bytes, int]
+_statuses: Memo[bytes, _Status] = Memo(64 * 1024, by_length(256))
 
 
 class BadMessage(Exception):  # noqa: N818 - what it is, not what we did wrong
@@ -82,19 +86,23 @@ _CHUNKED = Framing(chunked=True)
 
 
 class RequestHead(msgspec.Struct, frozen=True, gc=False):
-    """A request's head. `fields` are those that may go on to an upstream; the others are taken out of the rest."""
+    """A request's head. `fields` are those that may go on to an upstream; the others are taken out of the rest.
+
+    `empty`: no byte of a body follows.
+    """
 
     method: str
     target: bytes
     minor: int
     fields: Fields
-    framing: Framing
-    keep_alive: bool
-    host: bytes
     keys: list[bytes]
     request_ids: list[bytes]
-    expects_continue: bool
-    upgrade: bytes
+    host: bytes
+    framing: Framing = _NO_LENGTH
+    empty: bool = True
+    keep_alive: bool = True
+    expects_continue: bool = False
+    upgrade: bytes = b""
 
 
 class ResponseHead(msgspec.Struct, frozen=True, gc=False):
@@ -116,78 +124,80 @@ class ResponseHead(msgspec.Struct, frozen=True, gc=False):
 
 def parse_request(head: bytes) -> RequestHead:
     """The request whose head, with the empty line at its end, is `head`; raises BadMessage."""
-    line = head.index(b"\r\n")
-    if line > REQUEST_LINE_MAX:
-        raise BadMessage("The request line is too long", 414)
-    if len(head) - line > HEADER_BLOCK_MAX:
-        raise BadMessage("The headers are too large", 431)
-    match = _is_request(head)
-    authority = None
-    if match is None:
-        head, authority = _in_origin_form(head)
-        line = head.index(b"\r\n")
-        match = _is_request(head)
-    if match is None:
-        raise BadMessage("The request head is malformed")
-    method, target, version = match.groups()
-    name = _METHODS.get(method)
-    if name is None:
-        raise BadMessage("The method is not supported", 501, "not_implemented")
-    fields = _take_apart(head, line + 2)
-    if len(fields) > HEADERS_MAX:
+    if len(head) > REQUEST_LINE_MAX:
+        _check_size(head)
+    lines = head.split(b"\r\n")
+    if len(lines) > _LINES_MAX:
         raise BadMessage("There are too many headers", 431)
+    parts = lines[0].split(b" ")
+    minor = _MINORS.get(parts[-1])
+    if minor is None or len(parts) != 3:
+        raise BadMessage("The request head is malformed")
+    method, target, _ = parts
+    authority = None
+    if not target.startswith(b"/") or target.translate(None, _VISIBLE):
+        target, authority = _in_origin_form(method, target)
     if _new_of_requests:
         _new_of_requests.clear()
-    passed, known = _sorted(fields, request_kind)
-    minor = 1 if version == b"1" else 0
-    if minor == 0 and known[ENCODING]:
-        raise BadMessage("HTTP/1.0 knows no Transfer-Encoding")
-    connection, upgrade, expect = known[CONNECTION], known[UPGRADE], known[EXPECT]
-    close, named = _NOTHING if connection is None else _connection(connection)
-    host = _host(known[HOST], minor)
-    return RequestHead(
-        method=name,
-        target=target,
-        minor=minor,
-        fields=_without(passed, named) if named else passed,
-        framing=_framing(known),
-        keep_alive=minor == 1 and not close,
-        host=host if authority is None else authority,
-        keys=known[KEY] or [],
-        request_ids=known[REQUEST_ID] or [],
-        expects_continue=expect is not None and minor == 1 and _expectation(expect),
-        upgrade=b",".join(upgrade).lower() if upgrade else b"",
-    )
+    fields: Fields = []
+    keys: list[bytes] = []
+    hosts: list[bytes] = []
+    request_ids: list[bytes] = []
+    rare: _Rare = _NO_MORE
+    for line in lines[1:-2]:
+        kind, value = _known_of_requests(line) or request_lines.read(line)
+        # PASS is 0, which most are.
+        if not kind:
+            fields.append(value)
+        elif kind == HOST:
+            hosts.append(value)
+        elif kind == KEY:
+            keys.append(value)
+        elif kind == REQUEST_ID:
+            request_ids.append(value)
+        elif kind != DROP:
+            rare = _among(rare, kind, value)
+    name = _METHODS.get(method) or _no_method(method)
+    host = hosts[0] if len(hosts) == 1 else _no_host(hosts, minor)
+    if authority is not None:
+        host = authority
+    usual = RequestHead(name, target, minor, fields, keys, request_ids, host, keep_alive=minor == 1)
+    return _unusual(usual, rare) if rare else usual
 
 
 def parse_response(head: bytes, method: str) -> ResponseHead:
     """The response to a request of `method` whose head, with the empty line at its end, is `head`; raises BadMessage."""
-    match = _is_response(head)
-    if match is None:
-        raise BadMessage("The response head is malformed")
-    version, code, reason = match.groups()
-    fields = _take_apart(head, head.index(b"\r\n") + 2)
-    if len(fields) > HEADERS_MAX:
+    lines = head.split(b"\r\n")
+    if len(lines) > _LINES_MAX:
         raise BadMessage("The response has too many headers")
-    passed, known = _sorted(fields, response_kind)
+    status, reason, minor = _statuses.get(lines[0]) or _status(lines[0])
+    fields: Fields = []
+    date = length = None
+    rare: _Rare = _NO_MORE
+    for line in lines[1:-2]:
+        kind, value = _known_of_responses(line) or response_lines.read(line)
+        # PASS is 0, which most are.
+        if not kind:
+            fields.append(value)
+        elif kind == DATE:
+            date = value if date is None else date
+        elif kind == LENGTH:
+            length = value if length is None else _AMBIGUOUS
+        elif kind != DROP:
+            rare = _among(rare, kind, value)
     if _new_of_responses:
         response_kinds.learn()
-    minor = 1 if version == b"1" else 0
-    if minor == 0 and known[ENCODING]:
-        raise BadMessage("HTTP/1.0 knows no Transfer-Encoding")
-    connection, dates = known[CONNECTION], known[DATE]
-    close, named = _NOTHING if connection is None else _connection(connection)
-    status = int(code)
+    close, named = _connection(rare.get(CONNECTION)) if rare else _NOTHING
     return ResponseHead(
-        status=status,
-        reason=reason or b"",
-        minor=minor,
-        fields=_without(passed, named) if named else passed,
-        platform=[field for field in fields if response_kind(field[0]) == PLATFORM] if known[PLATFORM] else [],
-        date=dates[0] if dates else b"",
-        framing=_framing(known),
-        bodiless=method == "HEAD" or status < 200 or status in {204, 304},
-        keep_alive=minor == 1 and not close,
+        status,
+        reason,
+        minor,
+        _without(fields, named) if named else fields,
+        rare.get(PLATFORM, []),
+        date or b"",
+        _framing(length, rare.get(ENCODING), minor),
+        method == "HEAD" or status < 200 or status in {204, 304},
+        minor == 1 and not close,
     )
 
 
@@ -203,6 +213,10 @@ def check_beginning(head: bytes, new: int) -> None:
     `head` is what has arrived of it; the bytes before `new` were checked before.
     """
     check_lines(head, max(0, new - 1))
+    _check_size(head)
+
+
+def _check_size(head: bytes) -> None:
     line = head.find(b"\r\n")
     if (line if line >= 0 else len(head)) > REQUEST_LINE_MAX:
         raise BadMessage("The request line is too long", 414)
@@ -216,81 +230,115 @@ def check_lines(head: bytes, start: int) -> None:
         raise BadMessage("A line does not end with CR LF")
 
 
-def _in_origin_form(head: bytes) -> tuple[bytes, bytes]:
-    """A head with an absolute target as one without, and the authority, which counts instead of Host's (section 3.2.2)."""
-    match = _ABSOLUTE.match(head)
-    if match is None and head.startswith(b"CONNECT "):
-        raise BadMessage("The method is not supported", 501, "not_implemented")
+def _in_origin_form(method: bytes, target: bytes) -> tuple[bytes, bytes | None]:
+    """A target that is no path, as one, and the authority of an absolute one, which counts instead of Host's (RFC 9112,
+    section 3.2).
+    """
+    if target == b"*" and method == b"OPTIONS":
+        return target, None
+    match = _is_absolute(target)
+    if match is None and method == b"CONNECT":
+        _no_method(method)
     if match is None:
         raise BadMessage("The request head is malformed")
-    method, authority, path = match.groups()
-    if not _is_host(authority):
+    authority, path = match.groups()
+    if not is_host(authority):
         raise BadMessage("The target's authority is no host")
     if not path.startswith(b"/"):
-        path = b"*" if method == b"OPTIONS " and not path else b"/" + path
-    return method + path + head[match.end() :], authority
+        path = b"*" if method == b"OPTIONS" and not path else b"/" + path
+    return path, authority
 
 
-def _sorted(fields: Fields, kind_of: Callable[[bytes], int]) -> tuple[Fields, Known]:
-    """The fields that pass, and the values of those that are read, by kind."""
-    passed: Fields = []
-    known: Known = [None] * KINDS
-    for field in fields:
-        kind = kind_of(field[0])
-        # PASS is 0, which most are.
-        if not kind:
-            passed.append(field)
-        elif kind != DROP:
-            value = field[1].rstrip(b" \t")
-            values = known[kind]
-            if values is None:
-                known[kind] = [value]
-            else:
-                values.append(value)
-    return passed, known
+def _no_method(method: bytes) -> NoReturn:
+    if not (method.isalpha() and method.isupper()) or len(method) > _METHOD_MAX:
+        raise BadMessage("The request head is malformed")
+    raise BadMessage("The method is not supported", 501, "not_implemented")
+
+
+def _among(rare: _Rare, kind: int, value: bytes) -> _Rare:
+    """The values that few messages have, by kind, with one more."""
+    if kind == MALFORMED:
+        raise BadMessage("A header line is malformed")
+    if kind == NO_HOST:
+        raise BadMessage(_ONE_HOST)
+    if not rare:
+        return {kind: [value]}
+    rare.setdefault(kind, []).append(value)
+    return rare
+
+
+def _unusual(usual: RequestHead, rare: _Rare) -> RequestHead:
+    """What the fields make of a request that few of them have."""
+    lengths = rare.get(LENGTH)
+    length = None if lengths is None else lengths[0] if len(lengths) == 1 else _AMBIGUOUS
+    framing = _framing(length, rare.get(ENCODING), usual.minor)
+    close, named = _connection(rare.get(CONNECTION))
+    return RequestHead(
+        usual.method,
+        usual.target,
+        usual.minor,
+        _without(usual.fields, named) if named else usual.fields,
+        usual.keys,
+        usual.request_ids,
+        usual.host,
+        framing,
+        framing.empty,
+        keep_alive=usual.keep_alive and not close,
+        expects_continue=EXPECT in rare and usual.minor == 1 and _expectation(rare[EXPECT]),
+        upgrade=b",".join(rare.get(UPGRADE, ())).lower(),
+    )
 
 
 def _without(fields: Fields, named: frozenset[bytes]) -> Fields:
     """The fields that Connection does not name: those were meant for us alone (RFC 9110, section 7.6.1)."""
-    return [field for field in fields if field[0].lower() not in named]
+    return [field for field in fields if field.partition(b":")[0].lower() not in named]
 
 
-def _framing(known: Known) -> Framing:
-    lengths, encodings = known[LENGTH], known[ENCODING]
+def _status(line: bytes) -> _Status:
+    match = _is_response(line)
+    if match is None:
+        raise BadMessage("The response head is malformed")
+    version, code, reason = match.groups()
+    status = int(code), reason or b"", 1 if version == b"1" else 0
+    _statuses.notice(line, status)
+    return status
+
+
+_AMBIGUOUS = b"more than one"
+
+
+def _framing(length: bytes | None, encodings: list[bytes] | None, minor: int) -> Framing:
     if encodings is not None:
-        if lengths is not None or len(encodings) != 1 or encodings[0].lower() != b"chunked":
+        if minor == 0:
+            raise BadMessage("HTTP/1.0 knows no Transfer-Encoding")
+        if length is not None or len(encodings) != 1 or encodings[0].lower() != b"chunked":
             raise BadMessage("The length of the body is ambiguous")
         return _CHUNKED
-    if lengths is None:
+    if length is None:
         return _NO_LENGTH
-    if len(lengths) != 1 or len(lengths[0]) > _LENGTH_DIGITS or not lengths[0].isdigit():
+    if len(length) > _LENGTH_DIGITS or not length.isdigit():
         raise BadMessage("The length of the body is ambiguous")
-    return Framing(length=int(lengths[0]))
+    return Framing(int(length))
 
 
-def _connection(values: list[bytes]) -> tuple[bool, frozenset[bytes]]:
+def _connection(values: list[bytes] | None) -> tuple[bool, frozenset[bytes]]:
     """Whether the connection ends with this message, and which headers were meant for us alone."""
-    value = values[0] if len(values) == 1 else b",".join(values)
-    return _USUAL.get(value) or _options(value)
-
-
-def _options(value: bytes) -> tuple[bool, frozenset[bytes]]:
-    options = frozenset(option.strip(b" \t").lower() for option in value.split(b","))
+    if values is None:
+        return _NOTHING
+    options = frozenset(option.strip(b" \t").lower() for value in values for option in value.split(b","))
     return b"close" in options, options - {b"close", b"keep-alive"}
 
 
 _NOTHING: tuple[bool, frozenset[bytes]] = (False, frozenset())
-_USUAL = {
-    value: _options(value) for value in (b"close", b"Close", b"keep-alive", b"Keep-Alive", b"Upgrade", b"upgrade")
-}
 
 
-def _host(values: list[bytes] | None, minor: int) -> bytes:
-    if values is None and minor == 0:
-        return b""
-    if values is None or len(values) != 1 or _is_host(values[0]) is None:
-        raise BadMessage("There must be exactly one valid Host")
-    return values[0]
+_ONE_HOST = "There must be exactly one valid Host"
+
+
+def _no_host(hosts: list[bytes], minor: int) -> bytes:
+    if hosts or minor == 1:
+        raise BadMessage(_ONE_HOST)
+    return b""
 
 
 def _expectation(values: list[bytes]) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from services.edge.http.head import Framing, RequestHead, ResponseHead
+from services.edge.http.head import METHODS, Framing, RequestHead, ResponseHead
 
 # As RFC 9110, section 15, has them, whatever version of Python knows them by their older names.
 REASONS = {status.value: status.phrase.encode() for status in HTTPStatus} | {
@@ -27,9 +27,7 @@ def request_head(
     token: bytes | None,
 ) -> bytes:
     """The head for the upstream at `authority`, with who asks: our identity `token`, where there is a key."""
-    parts = [request.method.encode(), b" ", request.target, b" HTTP/1.1\r\nHost: ", authority, b"\r\n"]
-    for name, value in request.fields:
-        parts += (name, b": ", value, b"\r\n")
+    parts = [_BEGINNINGS[request.method], request.target, b" HTTP/1.1\r\nHost: ", authority, b"\r\n", *request.fields]
     parts += (_framing(request.framing), _VIA[request.minor])
     if address:
         parts += (b"X-Forwarded-For: ", address.encode(), b"\r\n")
@@ -44,6 +42,7 @@ def request_head(
     return b"".join(parts)
 
 
+_BEGINNINGS = {method: method.encode() + b" " for method in METHODS}
 # By the version that the client spoke (RFC 9110, section 7.6.3).
 _VIA = [b"Via: 1.%d keyledger\r\nX-Forwarded-Proto: http\r\n" % minor for minor in (0, 1)]
 
@@ -59,23 +58,30 @@ def response_head(
     fields, reason = head.fields, head.reason
     if platform:
         fields, reason = fields + head.platform, REASONS.get(head.status, reason)
-    parts = [b"HTTP/1.1 %d %b\r\nDate: %b\r\n" % (head.status, reason, date)]
-    for name, value in fields:
-        parts += (name, b": ", value, b"\r\n")
+    framing = b""
     if head.framing.length is not None and head.status != 204:
-        parts.append(_framing(head.framing))
+        framing = _framing(head.framing)
     elif chunked:
-        parts.append(_CHUNKED)
-    parts += (
-        b"X-Request-ID: ",
-        request_id.encode(),
-        b"\r\n",
-        limits,
-        b"\r\n" if keep else b"Connection: close\r\n\r\n",
+        framing = _CHUNKED
+    return b"".join(
+        (
+            _STATUSES[head.status],
+            reason,
+            b"\r\nDate: ",
+            date,
+            b"\r\n",
+            *fields,
+            framing,
+            b"X-Request-ID: ",
+            request_id.encode(),
+            b"\r\n",
+            limits,
+            b"\r\n" if keep else b"Connection: close\r\n\r\n",
+        )
     )
-    return b"".join(parts)
 
 
+_STATUSES = {status: b"HTTP/1.1 %d " % status for status in range(100, 600)}
 _CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 

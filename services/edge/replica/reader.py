@@ -52,6 +52,8 @@ class ReplicaReader:
     """Looks keys up. Works from the start, also before there is a replica; to be used by one thread.
 
     `session` names this run of the edge, the same for all its processes: only what the agent declared ready in it is.
+    `moment`, as of the last `status`, is another number whenever anything was written since: what was found at a moment is so
+    as long as it lasts.
     """
 
     def __init__(self, path: Path, session: str = "") -> None:
@@ -66,6 +68,8 @@ class ReplicaReader:
         self._seen: bytes | None = None
         self._status = NOTHING
         self._looked = 0
+        self.moment = 0
+        self._moment_id = -1
 
     def status(self) -> ReplicaStatus:
         """How the replica is now. Follows it to another environment. Cheap: for each turn of the event loop."""
@@ -112,6 +116,8 @@ class ReplicaReader:
             self._environment.close()
         self._environment, self._seen, self._status = None, None, NOTHING
         self._found_in = -1
+        self._moment_id = -1
+        self.moment += 1
 
     def _find(
         self, environment: Environment, transaction: lmdb.Transaction[bytes], key_hash: bytes
@@ -146,6 +152,9 @@ class ReplicaReader:
             return None
         transaction = environment.begin()
         try:
+            if transaction.id() != self._moment_id:
+                self._moment_id = transaction.id()
+                self.moment += 1
             return transaction.get(META, None, environment.meta)
         finally:
             transaction.abort()

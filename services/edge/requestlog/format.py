@@ -26,6 +26,7 @@ _FIELDS = struct.Struct("<4sBIQI")
 _FRAME = struct.Struct("<4sBIQII")
 _CRC = struct.Struct("<I")
 OVERHEAD = _FRAME.size
+_pack_fields, _pack_crc = _FIELDS.pack, _CRC.pack
 _REMEMBERED = 100_000
 
 encode = msgspec.msgpack.Encoder().encode
@@ -92,8 +93,8 @@ class Frame(NamedTuple):
 
 def pack(kind: int, ordinal: int, content: bytes) -> bytes:
     """The frame's bytes."""
-    fields = _FIELDS.pack(MAGIC, kind, len(content), ordinal, crc32(content))
-    return b"%b%b%b" % (fields, _CRC.pack(crc32(fields)), content)
+    fields = _pack_fields(MAGIC, kind, len(content), ordinal, crc32(content))
+    return fields + _pack_crc(crc32(fields)) + content
 
 
 def frames(data: bytes, offset: int = 0) -> Iterator[Frame]:

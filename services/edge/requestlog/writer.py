@@ -133,10 +133,10 @@ class RequestLog:
     def adopt(self, unwritten: Iterable[Record | Note]) -> None:
         """Buffers what another log, that failed, has not taken."""
         for item in unwritten:
-            if isinstance(item, Note):
-                self.note(item.key_id, item.admitted_ns)
-            else:
+            if isinstance(item, Record):
                 self.append(item)
+            else:
+                self.note(item.key_id, item.admitted_ns)
 
     def flush(self) -> None:
         """Writes all that is buffered with one write(2): from then on it outlives the process.

@@ -24,6 +24,7 @@ from services.edge.http.head import (
 from services.edge.serving import answers
 from services.edge.serving.answers import Answer
 from services.edge.serving.exchange import NEVER, Exchange
+from services.edge.serving.gate import Grant
 from services.edge.serving.passage import Passage
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class ClientConnection(asyncio.Protocol):
         self._request: RequestHead | None = None
         self._reader: BodyReader | None = None
         self._exchange: Exchange | None = None
+        self._grant: Grant | None = None
         self._deadline_ns = NEVER
         self._has_ns = 0
         self._counted = False
@@ -90,6 +92,7 @@ class ClientConnection(asyncio.Protocol):
         """asyncio: the connection is gone."""
         self._transport = None
         self._buffer = b""
+        self._grant = None
         self._clients.discard(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
@@ -129,7 +132,10 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes from the client."""
         try:
-            self._received(data)
+            if self._state is _HEAD:
+                self._head(data)
+            elif self._state is not _CLOSING:
+                self._behind_head(data)
         except Exception:
             _log.exception("a request could not be handled")
             self._broken()
@@ -258,12 +264,8 @@ class ClientConnection(asyncio.Protocol):
 
     # Reading
 
-    def _received(self, data: bytes) -> None:
-        if self._state is _HEAD:
-            self._head(data)
-        elif self._state is _CLOSING:
-            return
-        elif self._reader is not None:
+    def _behind_head(self, data: bytes) -> None:
+        if self._reader is not None:
             self._body(self._reader, data)
         else:
             self._wait(data)
@@ -278,7 +280,7 @@ class ClientConnection(asyncio.Protocol):
                 self._buffer = data
                 return
         try:
-            end = data.find(HEAD_END, max(0, checked - 3))
+            end = data.find(HEAD_END, checked - 3 if checked > 3 else 0)
             if end < 0:
                 check_beginning(data, checked)
                 if not checked and data != b"\r":
@@ -288,7 +290,7 @@ class ClientConnection(asyncio.Protocol):
                 self.count()
                 return
             request = parse_request(data[: end + 4])
-            passage = self._edge.gate.judge(request, self._address, boot_ns(), wall_ns())
+            passage = self._edge.gate.judge(request, self._address, boot_ns(), wall_ns(), self._grant)
         except BadMessage as error:
             self._refuse(answers.malformed(error), error.code)
             return
@@ -299,9 +301,10 @@ class ClientConnection(asyncio.Protocol):
 
     def _begin(self, request: RequestHead, passage: Passage, rest: bytes) -> None:
         self._state = _EXCHANGE
+        self._grant = passage.grant
         self._request = request
         exchange = self._exchange = Exchange(self._edge, self, request, passage)
-        if request.framing.empty:
+        if request.empty:
             self._deadline_ns = NEVER
             if rest:
                 self._wait(rest)
@@ -364,15 +367,15 @@ class ClientConnection(asyncio.Protocol):
         self._waits = False
         if self._clients.draining:
             self._close()
-            return
-        if self._full:
+        elif self._full:
             self._give(self._patience.body)
             self._regulate()
         else:
             self._go_on()
 
     def _go_on(self) -> None:
-        self._give(self._patience.idle)
+        self._has_ns = self._patience.idle
+        self._deadline_ns = boot_ns() + self._has_ns
         if self._buffer:
             # Not from here: a thousand requests in a row would be a thousand calls deep.
             asyncio.get_running_loop().call_soon(self._resume)

@@ -32,14 +32,14 @@ class Document:
     methods: tuple[str, ...] = ("GET", "HEAD")
 
     def answer(self, method: str, fields: Fields) -> Answer:
-        """What a request of `method` with these header fields is answered."""
+        """What a request of `method` with these header lines is answered."""
         if method not in self.methods:
             return method_not_allowed(self.methods)
         held = [
             tag.strip(b" \t").removeprefix(b"W/")
-            for name, value in fields
+            for name, _, value in (field.partition(b":") for field in fields)
             if name.lower() == b"if-none-match"
-            for tag in value.split(b",")
+            for tag in value.strip().split(b",")
         ]
         return self.unchanged if self.etag in held or b"*" in held else self.whole
 

@@ -52,34 +52,35 @@ class Edge:
 class Exchange:
     """One request and its answer. Made with the request's head; `start` begins, then it only reacts."""
 
-    # What most requests never change: to set it for each would cost more than all that they do.
-    ended = False
-    deadline_ns = NEVER
-    _fields = b""
-    _pool: Pool | None = None
-    _connection: UpstreamConnection | None = None
-    _upload: Upload | None = None
-    _continue = False
-    _queued = False
-    _held = False
-    _retried = False
-    _responded = False
-    _released = False
-    _complete = False
-    _chunked = False
-    _keep = False
+    __slots__ = (
+        "_chunked", "_client", "_complete", "_connection", "_continue", "_edge", "_fields", "_held", "_keep", "_out", "_pool",
+        "_queued", "_released", "_request", "_responded", "_retried", "_upload", "deadline_ns", "ended", "method", "passage",
+        "request_done",
+    )  # fmt: skip
 
     def __init__(self, edge: Edge, client: ClientConnection, request: RequestHead, passage: Passage) -> None:
         self.passage = passage
         self.method = request.method
-        self.request_done = request.framing.empty
+        self.request_done = request.empty
+        self.ended = False
+        self.deadline_ns = NEVER
         self._edge = edge
         self._client = client
         self._request = request
         self._out: list[bytes] = []
-        if not self.request_done:
-            self._upload = Upload(request.framing)
-            self._continue = request.expects_continue
+        self._fields = b""
+        self._pool: Pool | None = None
+        self._connection: UpstreamConnection | None = None
+        self._upload = None if request.empty else Upload(request.framing)
+        self._continue = request.expects_continue and not request.empty
+        self._queued = False
+        self._held = False
+        self._retried = False
+        self._responded = False
+        self._released = False
+        self._complete = False
+        self._chunked = False
+        self._keep = False
         edge.metrics.in_flight += 1
 
     @property
@@ -175,10 +176,11 @@ class Exchange:
         upload = self._upload
         if upload is None or upload.ready:
             self.deadline_ns = passage.admitted_ns + int(route.timeout * SECOND)
-        self._queued = True
         pool.acquire(self)
-        if upload is not None and self._connection is None:
-            self._send_for(upload)
+        if self._connection is None:
+            self._queued = True
+            if upload is not None:
+                self._send_for(upload)
 
     def _send_for(self, upload: Upload) -> None:
         """There is no connection yet: the body comes meanwhile, as far as it may."""
@@ -198,12 +200,13 @@ class Exchange:
 
     def upstream_ready(self, connection: UpstreamConnection) -> None:
         """A connection is there: the head goes out, and what has come of the body."""
-        self._queued = False
         self._connection = connection
+        waited, self._queued = self._queued, False
         upload = self._upload
         if upload is None:
             connection.write(self._fields)
-            self._await_response()
+            if waited:
+                self._await_response()
             return
         connection.write(b"".join((self._fields, *upload.waited())))
         if self._continue:
@@ -263,15 +266,15 @@ class Exchange:
         self._complete = True
         self._responded = True
         self._keep = self._may_keep()
-        self._out.append(self._head(head) + body)
+        self._out = [self._head(head), body]
         self._settle(head.status, boot_ns())
 
     def _head(self, head: ResponseHead) -> bytes:
-        passage = self.passage
+        passage, verdict = self.passage, self.passage.verdict
         return response_head(
             head,
             passage.request_id,
-            passage.limit_fields(),
+            b"" if verdict is None else answers.limit_fields(verdict, passage.admitted_ns, passage.time_ns),
             date=head.date or answers.date(),
             platform=passage.route is not None and passage.route.platform,
             chunked=self._chunked,
@@ -403,9 +406,10 @@ class Exchange:
             self._unrecorded()
         self._released = True
         self._client.write(b"".join(self._out))
-        self._out = []
         if self._complete:
             self._finish()
+        else:
+            self._out = []
 
     def _unrecorded(self) -> None:
         """The record can't be written: an answer that would not be counted is not given."""
@@ -440,7 +444,8 @@ class Exchange:
             self.ended = True
             self._edge.metrics.in_flight -= 1
             self._edge.gate.ended(self.passage)
-        self._leave()
+        if self._connection is not None or self._queued:
+            self._leave()
 
     def _leave(self) -> None:
         """Has nothing more to do with the upstream."""

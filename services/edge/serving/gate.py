@@ -4,19 +4,22 @@ counts against the limits; all in memory and the replica, without waiting for an
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from random import Random
 
+import msgspec
+
 from services.edge.clock import MILLISECOND, SECOND
-from services.edge.domain import KeyState, Outcome, decide, metered
+from services.edge.domain import KeyState, Outcome, decide, metered, valid_until_ns
 from services.edge.http import paths
 from services.edge.http.fields import request_kinds
 from services.edge.http.head import BadMessage, RequestHead
 from services.edge.limiter import NEVER, Limiter
+from services.edge.memo import Memo, by_length
 from services.edge.replica.reader import ReplicaReader, ReplicaStatus, ReplicaUnreadableError
-from services.edge.routes import Table
+from services.edge.routes import Route, Table
 from services.edge.serving import answers
+from services.edge.serving.answers import Answer
 from services.edge.serving.documents import Document
 from services.edge.serving.passage import Passage
 from services.edge.serving.refusals import Refusals
@@ -25,8 +28,37 @@ from shared.ids import hash_secret, well_formed
 
 _ENDPOINT_MAX = 512
 _STATUS_NS = MILLISECOND
-_CORRELATION = re.compile(rb"[\x21-\x7e]{1,128}")
+_CORRELATION_MAX = 128
+_VISIBLE = bytes(range(0x21, 0x7F))
 _ALLOWED = Outcome.allowed
+# Of paths, in bytes, each with what a dict needs for it.
+_MEMO = 512 * 1024
+_ENTRY = 400
+
+
+class Place(msgspec.Struct, frozen=True, gc=False):
+    """What a path leads to: one of the edge's own documents, or a route, or nothing. `endpoint` is how its records call it."""
+
+    endpoint: str
+    document: Document | None
+    route: Route | None
+
+
+class Grant(msgspec.Struct, frozen=True, gc=False):
+    """That a key may do what it asked for, as far as its state says: so as long as the replica has its `moment`, and until
+    `until_ns` (wall clock), for this secret, route and method, from the address of the connection that it was found for.
+
+    `answer`: nothing is there for it to do all the same.
+    """
+
+    secret: bytes
+    route: Route | None
+    method: str
+    moment: int
+    until_ns: int
+    key: KeyState
+    key_hash: bytes
+    answer: Answer | None
 
 
 class Gate:
@@ -46,6 +78,7 @@ class Gate:
         self._limiter = limiter
         self._writable = writable
         self._documents = public
+        self._places: Memo[bytes, Place] = Memo(_MEMO, by_length(_ENTRY))
         self._stale_ns = int(settings.stale_seconds * SECOND)
         self._refuse_ns = int(settings.strict_seconds * SECOND) if settings.mode == "strict" else NEVER
         self._refusals = Refusals()
@@ -53,12 +86,8 @@ class Gate:
         self._open: dict[int, int] = {}
         self._status = replica.status()
         self._status_ns = 0
-        # Ids need to be unique, not secret.
-        self._random = Random()  # noqa: S311
-
-    def new_id(self) -> str:
+        self.new_id = _ids().__next__
         """A fresh request id: 32 hex digits."""
-        return self._random.getrandbits(128).to_bytes(16, "big").hex()
 
     def ready(self, boot_ns: int) -> bool:
         """Whether keys can be judged: the replica is there and, in strict mode, fresh enough."""
@@ -73,25 +102,46 @@ class Gate:
         """Tells what was not told yet."""
         self._refusals.tell()
 
-    def judge(self, request: RequestHead, address: str | None, boot_ns: int, wall_ns: int) -> Passage:
-        """What becomes of a request; raises BadMessage when its target can't be trusted to mean one path."""
-        path, meant = paths.split(request.target)
-        correlation = _correlation(request.request_ids)
-        passage = Passage(self.new_id(), correlation, address, request.method, path[:_ENDPOINT_MAX], boot_ns, wall_ns)
-        document = self._documents.get(meant)
+    def judge(
+        self, request: RequestHead, address: str | None, boot_ns: int, wall_ns: int, held: Grant | None = None
+    ) -> Passage:
+        """What becomes of a request; raises BadMessage when its target can't be trusted to mean one path.
+
+        `held` is what an earlier request from the same connection found (`Passage.grant`).
+        """
+        target, method = request.target, request.method
+        place = self._places.get(target.partition(b"?")[0])
+        if place is None or b"#" in target:
+            place = self._place(target)
+        document, route = place.document, place.route
+        correlation = _correlation(request.request_ids) if request.request_ids else None
+        passage = Passage(self.new_id(), correlation, address, method, place.endpoint, boot_ns, wall_ns, route)
         if document is not None:
             passage.reason = "public"
-            passage.answer = document.answer(request.method, request.fields)
-            return passage
-        try:
-            route = passage.route = self._table.match(meant)
-        except LookupError:
-            raise BadMessage("The path is ambiguous") from None
-        if route is not None and route.public:
+            passage.answer = document.answer(method, request.fields)
+        elif route is not None and route.public:
             passage.reason = "public"
-            return passage
-        self._authenticate(passage, request.keys)
+        else:
+            grant = self._authenticate(passage, request.keys, held)
+            if grant is not None:
+                self._admit(passage, grant)
         return passage
+
+    def _place(self, target: bytes) -> Place:
+        sent = target.partition(b"?")[0]
+        path, meant = paths.split(target)
+        document, route = self._documents.get(meant), None
+        if document is None:
+            try:
+                route = self._table.match(meant)
+            except LookupError:
+                raise BadMessage("The path is ambiguous") from None
+        place = Place(path[:_ENDPOINT_MAX], document, route)
+        if self._places.passing > 0:
+            self._places.passing -= 1
+        else:
+            self._places.notice(sent, place)
+        return place
 
     def refused_now(self, passage: Passage, wall_ns: int) -> Outcome | None:
         """How the key of a request under way would be refused by now, but for the limits; None when it would not be."""
@@ -122,33 +172,56 @@ class Gate:
             else:
                 del self._open[key.id]
 
-    def _authenticate(self, passage: Passage, keys: list[bytes]) -> None:
-        secret = keys[0].decode("latin-1") if len(keys) == 1 else ""
-        if not well_formed(secret):
+    def _authenticate(self, passage: Passage, keys: list[bytes], held: Grant | None) -> Grant | None:
+        """That the key may, but for the limits; None: the passage says why not."""
+        presented = keys[0] if len(keys) == 1 else b""
+        known = held is not None and held.secret == presented
+        if not known and not well_formed(presented.decode("latin-1")):
             return self._refuse(passage, Outcome.malformed if keys else Outcome.missing)
-        status = self._replica_status(passage.admitted_ns)
-        age_ns = passage.admitted_ns - status.fresh_ns
+        now_ns = passage.admitted_ns
+        status = self._status if now_ns - self._status_ns <= _STATUS_NS else self._replica_status(now_ns)
+        age_ns = now_ns - status.fresh_ns
         if not status.ready or age_ns > self._refuse_ns or not self._writable():
             return self._refuse(passage, Outcome.not_ready)
-        passage.key_hash = hash_secret(secret)
+        if (
+            known
+            and held is not None
+            and held.moment == self._replica.moment
+            and held.route is passage.route
+            and held.method == passage.method
+            and passage.time_ns < held.until_ns
+        ):
+            return held
+        return self._look_up(passage, presented, stale=age_ns > self._stale_ns)
+
+    def _look_up(self, passage: Passage, presented: bytes, *, stale: bool) -> Grant | None:
+        route, method = passage.route, passage.method
+        key_hash = passage.key_hash = hash_secret(presented.decode("latin-1"))
+        # As of before it is looked up: what is written meanwhile is found out the next time.
+        moment = self._replica.moment
         try:
-            found = self._replica.lookup(passage.key_hash)
+            found = self._replica.lookup(key_hash)
         except ReplicaUnreadableError:
             return self._refuse(passage, Outcome.not_ready)
-        passage.key, owner = found if found else (None, None)
-        permission = passage.route.permission(passage.method) if passage.route else None
+        key, owner = found or (None, None)
+        passage.key = key
         outcome = decide(
-            passage.key,
+            key,
             owner,
-            passage.key_hash,
+            key_hash,
             wall_ns=passage.time_ns,
             address=passage.address,
-            permission=permission,
-            stale=age_ns > self._stale_ns,
+            permission=route.permission(method) if route else None,
+            stale=stale,
         )
-        if outcome is _ALLOWED and passage.key is not None:
-            return self._admit(passage, passage.key)
-        return self._refuse(passage, outcome)
+        if outcome is not _ALLOWED or key is None:
+            return self._refuse(passage, outcome)
+        answer = None
+        if route is None:
+            answer = answers.NOT_FOUND
+        elif not route.allows(method):
+            answer = answers.method_not_allowed(route.allowed())
+        return Grant(presented, route, method, moment, valid_until_ns(key, key_hash), key, key_hash, answer)
 
     def _replica_status(self, now_ns: int) -> ReplicaStatus:
         if now_ns - self._status_ns > _STATUS_NS:
@@ -156,27 +229,27 @@ class Gate:
             self._status_ns = now_ns
         return self._status
 
-    def _admit(self, passage: Passage, key: KeyState) -> None:
+    def _admit(self, passage: Passage, grant: Grant) -> None:
+        key, now_ns = grant.key, passage.admitted_ns
+        passage.key, passage.key_hash, passage.grant = key, grant.key_hash, grant
         under_way = self._open.get(key.id, 0)
         if under_way >= self._open_max:
-            verdict = passage.verdict = self._limiter.peek(key.id, key.limits, passage.admitted_ns)
-            return self._refuse(passage, Outcome.too_many_open if verdict.allowed else Outcome.rate_limited)
-        verdict = passage.verdict = self._limiter.admit(key.id, key.limits, passage.admitted_ns)
+            verdict = passage.verdict = self._limiter.peek(key.id, key.limits, now_ns)
+            self._refuse(passage, Outcome.too_many_open if verdict.allowed else Outcome.rate_limited)
+            return
+        verdict = passage.verdict = self._limiter.admit(key.id, key.limits, now_ns)
         if not verdict.allowed:
-            return self._refuse(passage, Outcome.rate_limited)
+            self._refuse(passage, Outcome.rate_limited)
+            return
         self._open[key.id] = under_way + 1
         passage.outcome = _ALLOWED
         passage.metered = True
+        passage.answer = grant.answer
         if request_kinds.new:
             request_kinds.learn()
-        route = passage.route
-        if route is None:
-            passage.answer = answers.NOT_FOUND
-        elif not route.allows(passage.method):
-            passage.answer = answers.method_not_allowed(route.allowed())
-        return None
 
     def _refuse(self, passage: Passage, outcome: Outcome) -> None:
+        """Says in the passage that it is refused. None, which stands for that."""
         passage.outcome = outcome
         passage.reason = outcome.value
         answer = passage.answer = answers.REFUSALS[outcome]
@@ -190,7 +263,17 @@ class Gate:
         passage.close = not passage_has_row
 
 
+def _ids() -> Iterator[str]:
+    # They need to be unique, not secret.
+    random = Random()  # noqa: S311
+    while True:
+        digits = random.randbytes(16 * 256).hex()
+        for start in range(0, len(digits), 32):
+            yield digits[start : start + 32]
+
+
 def _correlation(request_ids: list[bytes]) -> str | None:
-    if len(request_ids) != 1 or _CORRELATION.fullmatch(request_ids[0]) is None:
+    request_id = request_ids[0]
+    if len(request_ids) != 1 or not 0 < len(request_id) <= _CORRELATION_MAX or request_id.translate(None, _VISIBLE):
         return None
-    return request_ids[0].decode()
+    return request_id.decode()

@@ -5,11 +5,13 @@ the event loop settles is written with one write; only then are its answers let 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
 
 from services.edge.clock import MICROSECOND, MILLISECOND, SECOND, boot_ns
+from services.edge.domain import Outcome
 from services.edge.domain import decision as decision_of
 from services.edge.requestlog.writer import LogFailed, Note, Record, RequestLog
 from services.edge.serving.metrics import Metrics
@@ -19,6 +21,8 @@ from services.edge.serving.passage import Passage
 NOTE_AFTER_NS = 50 * MILLISECOND
 _REOPEN_NS = SECOND // 10
 _TELL_AGAIN_NS = 60 * SECOND
+# A table is looked up faster than a rule is asked.
+_DECISIONS = {outcome: decision_of(outcome) for outcome in Outcome}
 _log = structlog.get_logger()
 
 Release = Callable[[bool], None]
@@ -49,9 +53,9 @@ class Ledger:
 
     def writable(self) -> bool:
         """Whether there is a log to write to; tries to begin one when there is none, but not each time."""
-        if self._log is None and boot_ns() >= self._retry_ns:
-            self._begin()
-        return self._log is not None
+        if self._log is not None:
+            return True
+        return boot_ns() >= self._retry_ns and self._begin()
 
     def admitted(self, passage: Passage) -> None:
         """An admitted request is under way: if it takes long it is noted, so that a killed process's limits know it."""
@@ -67,7 +71,8 @@ class Ledger:
         """
         self._open.pop(passage, None)
         self._pending.append((passage, status, now_ns, release))
-        self._schedule()
+        if not self._scheduled:
+            self._schedule()
 
     def revise(self, passage: Passage, status: int) -> None:
         """An answer that was settled and not let go yet has become another, of `status`; it keeps its place and time."""
@@ -102,26 +107,28 @@ class Ledger:
         key, outcome = passage.key, passage.outcome
         if key is None or outcome is None:
             raise AssertionError("a request without a key has no record")
-        route, decision = passage.route_name, decision_of(outcome)
+        route = passage.route.name if passage.route is not None else ""
+        decision = _DECISIONS[outcome]
         seconds = (now_ns - passage.admitted_ns) // MICROSECOND / (SECOND // MICROSECOND)
         self._metrics.answered(route, status, decision, seconds)
+        # In the order of its fields: by name it would take four times as long.
         return Record(
-            admitted_ns=passage.admitted_ns,
-            time_ns=passage.time_ns,
-            key_id=key.id,
-            key_version=key.version,
-            owner_id=key.owner_id,
-            endpoint=passage.endpoint,
-            route=route,
-            method=passage.method,
-            status_code=status,
-            response_time=seconds,
-            decision=decision,
-            via="proxy",
-            request_id=passage.request_id,
-            correlation_id=passage.correlation_id,
-            client_address=passage.address if self._client_addresses else None,
-            noted=passage.noted,
+            passage.admitted_ns,
+            passage.time_ns,
+            key.id,
+            key.version,
+            key.owner_id,
+            passage.endpoint,
+            route,
+            passage.method,
+            status,
+            seconds,
+            decision,
+            "proxy",
+            passage.request_id,
+            passage.correlation_id,
+            passage.address if self._client_addresses else None,
+            passage.noted,
         )
 
     def _schedule(self) -> None:
@@ -131,19 +138,24 @@ class Ledger:
 
     def _flush(self) -> None:
         self._scheduled = False
-        pending = [(self._record(*settled[:3]), settled[3]) for settled in self._pending]
-        notes = self._notes
+        pending, notes = self._pending, self._notes
         self._pending = []
         self._notes = []
-        unwritten = self._write([*notes, *[record for record, _ in pending]])
+        records = [self._record(passage, status, now_ns) for passage, status, now_ns, _ in pending]
+        unwritten = self._write([*notes, *records] if notes else records)
         if unwritten:
-            # An answer that is not given has no record; what nobody waits for goes into the next log.
-            answered = {id(record) for record, release in pending if release is not None}
-            self._carried += tuple(item for item in unwritten if id(item) not in answered)
+            self._let_go_but(unwritten, records, [release for *_, release in pending])
+            return
+        _let_go([release for *_, release in pending], itertools.repeat(True))
+
+    def _let_go_but(
+        self, unwritten: Sequence[Record | Note], records: Sequence[Record], releases: Sequence[Release | None]
+    ) -> None:
+        """An answer that is not given has no record; what nobody waits for goes into the next log."""
+        answered = {id(record) for record, release in zip(records, releases, strict=True) if release is not None}
+        self._carried += tuple(item for item in unwritten if id(item) not in answered)
         refused = {id(item) for item in unwritten}
-        for record, release in pending:
-            if release is not None:
-                _let_go(release, id(record) not in refused)
+        _let_go(releases, [id(record) not in refused for record in records])
 
     def _write(self, items: Sequence[Record | Note]) -> Sequence[Record | Note]:
         """Writes `items` with one write, if need be to a new log; what can't be written is returned."""
@@ -208,9 +220,12 @@ class Ledger:
         self._schedule()
 
 
-def _let_go(release: Release, recorded: bool) -> None:
-    try:
-        release(recorded)
-    except Exception:
-        # The others of this turn still wait for theirs.
-        _log.exception("an answer could not be given")
+def _let_go(releases: Iterable[Release | None], recorded: Iterable[bool]) -> None:
+    for release, is_recorded in zip(releases, recorded):  # noqa: B905 - the one may go on for ever
+        if release is None:
+            continue
+        try:
+            release(is_recorded)
+        except Exception:
+            # The others of this turn still wait for theirs.
+            _log.exception("an answer could not be given")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
 from services.edge.domain import KeyState, Outcome
@@ -10,12 +12,16 @@ from services.edge.routes import Route
 from services.edge.serving import answers
 from services.edge.serving.answers import Answer
 
+if TYPE_CHECKING:
+    from services.edge.serving.gate import Grant
+
 
 class Passage(msgspec.Struct, eq=False, gc=False):
     """One request's way through the gate, and all that its record tells later.
 
-    `answer`: the edge answers this itself. `metered`: the answer, whichever it will be, gets a row; `noted`: the log
-    already holds a note of the admission. `close`: the connection ends with the answer.
+    `grant`: what was found out of the key, for the next request. `answer`: the edge answers this itself. `metered`: the answer,
+    whichever it will be, gets a row; `noted`: the log already holds a note of the admission. `close`: the connection ends with
+    the answer.
     """
 
     request_id: str
@@ -30,6 +36,7 @@ class Passage(msgspec.Struct, eq=False, gc=False):
     key_hash: bytes = b""
     outcome: Outcome | None = None
     verdict: Verdict | None = None
+    grant: Grant | None = None
     answer: Answer | None = None
     metered: bool = False
     noted: bool = False

@@ -109,9 +109,10 @@ class UpstreamConnection(asyncio.Protocol):
 
     def put(self, data: bytes) -> None:
         """Sends bytes now; not on a connection that by now is known to have ended."""
-        if self.usable:
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
             self.sent = True
-            cast(asyncio.Transport, self._transport).write(data)
+            transport.write(data)
 
     def hold(self, *, hold: bool) -> None:
         """Stops reading the response, or goes on."""
@@ -166,53 +167,53 @@ class UpstreamConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes of a response."""
         try:
-            self._received(data)
+            while data:
+                caller = self.caller
+                if caller is None or not self.sent:
+                    self._unasked(caller)
+                    return
+                data = self._head(caller, data) if self._reader is None else self._body(self._reader, data)
         except BadMessage as error:
             self._failed(str(error))
         except Exception:
             _log.exception("a response could not be handled", upstream=self._pool.origin)
             self._failed("internal")
 
-    def _received(self, data: bytes) -> None:
-        while data:
-            if self.caller is None or not self.sent:
-                # Nobody asked for it, or not yet: whose answer it is can't be known.
-                caller = self.caller
-                self.abort()
-                if caller is not None:
-                    caller.upstream_lost()
-                return
-            data = self._head(data) if self._reader is None else self._body(self._reader, data)
+    def _unasked(self, caller: Caller | None) -> None:
+        """Nobody asked for it, or not yet: whose answer it is can't be known."""
+        self.abort()
+        if caller is not None:
+            caller.upstream_lost()
 
-    def _head(self, data: bytes) -> bytes:
+    def _head(self, caller: Caller, data: bytes) -> bytes:
         """Takes the head at the beginning of `data`, if all of it is there, and returns what follows."""
         start = len(self._buffer)
         if start:
-            data = self._buffer + data
-        end = data.find(HEAD_END, max(0, start - 3))
+            data, self._buffer = self._buffer + data, b""
+        end = data.find(HEAD_END, start - 3 if start > 3 else 0)
         if end > RESPONSE_HEAD_MAX or (end < 0 and len(data) > RESPONSE_HEAD_MAX):
             raise BadMessage("The response head is too large")
         if end < 0:
             check_lines(data, max(0, start - 1))
             self._buffer = data
             return b""
-        self._buffer = b""
-        caller = cast(Caller, self.caller)
         head = parse_response(data[: end + 4], caller.method)
-        if head.status == 101 or (head.status < 200 and self._interim == _INTERIM_MAX):
-            raise BadMessage("The interim responses are unexpected")
         rest = data[end + 4 :]
-        length = 0 if head.bodiless else head.framing.length
         if head.status < 200:
-            self._interim += 1
+            self._count_interim(head.status)
             return rest
-        if len(rest) == length:
+        if len(rest) == (0 if head.bodiless else head.framing.length):
             # Most are small and come in one piece.
             self._give_back(caller, keep=head.keep_alive)
             caller.response(head, rest)
         else:
             self._begin(caller, head, rest)
         return b""
+
+    def _count_interim(self, status: int) -> None:
+        if status == 101 or self._interim == _INTERIM_MAX:
+            raise BadMessage("The interim responses are unexpected")
+        self._interim += 1
 
     def _begin(self, caller: Caller, head: ResponseHead, rest: bytes) -> None:
         reader = response_reader(head.framing, bodiless=head.bodiless)

@@ -77,9 +77,8 @@ class Pool:
         """Takes a connection back whose exchange is complete."""
         if not connection.usable:
             return
-        caller = self._next()
-        if caller is not None:
-            connection.use(caller)
+        if self._ready or self._slow:
+            connection.use(self._next())
             return
         # Reckoned from the last look: rather closed too early than used when the upstream is closing it.
         connection.idle_until_ns = self._looked_ns + self._idle_ns
@@ -92,9 +91,8 @@ class Pool:
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
-        caller = self._next()
-        if caller is not None:
-            self._connect(caller)
+        if self._ready or self._slow:
+            self._connect(self._next())
 
     def send(self, connection: UpstreamConnection, data: bytes) -> None:
         """Sends what one turn of the event loop has for the upstream in one go: to wake it for each costs more than to send."""
@@ -121,9 +119,8 @@ class Pool:
         for connection, data in outgoing:
             connection.put(data)
 
-    def _next(self) -> Caller | None:
-        queue = self._ready or self._slow
-        return queue.popitem(last=False)[0] if queue else None
+    def _next(self) -> Caller:
+        return (self._ready or self._slow).popitem(last=False)[0]
 
     def _connect(self, caller: Caller) -> None:
         connection = UpstreamConnection(self)

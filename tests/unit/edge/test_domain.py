@@ -10,7 +10,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from services.edge.domain import KeyState, Limits, Outcome, OwnerState, decide, decision, metered, problem
+from services.edge.domain import (
+    KeyState,
+    Limits,
+    Outcome,
+    OwnerState,
+    decide,
+    decision,
+    metered,
+    problem,
+    valid_until_ns,
+)
 from shared.events.requests import Decision
 
 HASH, OLD, OTHER = b"h" * 32, b"o" * 32, b"x" * 32
@@ -99,6 +109,15 @@ def test_a_hash_is_good_until_its_end_and_expired_from_then_on() -> None:
 def test_a_hash_that_the_state_does_not_list_is_unknown() -> None:
     assert judge(presented=OTHER) is Outcome.unknown
     assert judge(key=key_with(hashes=())) is Outcome.unknown
+
+
+def test_what_is_allowed_is_so_until_the_first_end() -> None:
+    ends = [None, NOW + 1, NOW + 2, NOW + 3]
+    for expires, until, others in itertools.product(ends, ends, ends):
+        key = key_with(expires_at_ns=expires, hashes=((OTHER, others), (HASH, until)))
+        end = valid_until_ns(key, HASH)
+        seen = [judge(key, wall_ns=at) is Outcome.allowed for at in range(NOW, NOW + 4)]
+        assert seen == [at < end for at in range(NOW, NOW + 4)]
 
 
 def test_a_key_is_good_until_it_expires() -> None:

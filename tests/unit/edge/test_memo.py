@@ -35,3 +35,22 @@ def test_what_is_larger_than_all_is_not_kept() -> None:
     memo.keep(1, b"x" * 101)
     assert look(memo, 1) is None
     assert not memo
+
+
+def test_what_recurs_is_held_among_much_that_comes_once() -> None:
+    memo: Memo[int, bytes] = Memo(100, lambda _, value: len(value))
+    for number in range(1000):
+        for key, value in ((number, b"y" * 10), (-7, b"x" * 10)):
+            if memo.passing:
+                memo.passing -= 1
+            else:
+                memo.notice(key, value)
+    assert dict(memo) == {-7: b"x" * 10}
+
+
+def test_what_came_once_is_forgotten_again() -> None:
+    memo: Memo[int, bytes] = Memo(100, lambda _, value: len(value))
+    for number in range(200_000):
+        memo.notice(number, b"y")
+    assert not memo
+    assert len(memo._once) <= 4096

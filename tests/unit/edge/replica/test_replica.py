@@ -62,6 +62,26 @@ def test_a_hash_that_a_newer_state_no_longer_lists_finds_nothing(writer: Replica
     assert found(reader, "old") is None and found(reader, "new") == (7, 3, "active")
 
 
+def test_each_write_is_another_moment(writer: ReplicaWriter, reader: ReplicaReader) -> None:
+    moments: list[int] = []
+
+    def moment() -> int:
+        reader.status()
+        return reader.moment
+
+    for version in (1, 2):
+        apply(writer, key(7, "a", version=version))
+        moments.append(moment())
+        assert moment() == moments[-1]
+    other = writer.renew()
+    apply(other, key(7, "a", version=3))
+    writer.swap(other)
+    moments.append(moment())
+    reader.close()
+    moments.append(moment())
+    assert moments == sorted(set(moments))
+
+
 def test_revoked_and_deleted_keys_stay_to_be_told_from_unknown_ones(
     writer: ReplicaWriter, reader: ReplicaReader
 ) -> None:

@@ -231,6 +231,7 @@ class Replica:
 
     def __init__(self) -> None:
         self.keys: dict[bytes, KeyState] = {}
+        self.moment = 0
 
     def status(self) -> ReplicaStatus:
         return ReplicaStatus(ready=True, fresh_ns=1 << 61, complete=True, beats=())
@@ -345,6 +346,7 @@ class Stage:
         for key_hash, key in self.replica.keys.items():
             if key.id == key_id:
                 self.replica.keys[key_hash] = KeyState(key.id, key.owner_id, 1, 2, "revoked", hashes=key.hashes)
+        self.replica.moment += 1
 
     def client(self) -> Wire:
         """A client that has connected."""

@@ -149,6 +149,19 @@ async def test_a_note_that_was_lost_with_its_log_is_in_the_next() -> None:
     assert isinstance(second.written[0], Note)
 
 
+async def test_an_answer_that_fails_keeps_no_other_from_leaving() -> None:
+    ledger = Ledger(Logs(Log()), Metrics())
+    released: dict[str, bool] = {}
+
+    def fails(_recorded: bool) -> None:
+        raise ValueError("odd")
+
+    ledger.settle(passage("a"), 200, boot_ns(), answers(released, "a"))
+    ledger.settle(passage("b"), 200, boot_ns(), fails)
+    ledger.settle(passage("c"), 200, boot_ns(), answers(released, "c"))
+    await eventually(lambda: released == {"a": True, "c": True})
+
+
 async def test_closing_writes_what_is_buffered() -> None:
     log = Log()
     ledger = Ledger(Logs(log), Metrics())
