@@ -9,7 +9,7 @@ from pathlib import Path
 
 from services.usage.settings import Settings
 from shared.postgres import BATCH_STATEMENT, MIGRATIONS, migrate, open_pool
-from shared.process import run_role, until_signalled
+from shared.process import run_role, spare_collector, until_signalled
 
 
 def main() -> None:
@@ -37,4 +37,5 @@ async def _worker(settings: Settings) -> None:
     publisher = Publisher(settings)
     async with open_pool(settings.database, size=2, statement=BATCH_STATEMENT) as pool:
         consumer = request_consumer(settings, pool)
+        spare_collector()
         await until_signalled(settings.internal, consumer.checks() | publisher.checks(), consumer.run, publisher.run)

@@ -24,7 +24,7 @@ from services.edge.agent.snapshots import Snapshots
 from services.edge.agent.status import StatusPublisher
 from services.edge.replica.writer import ReplicaWriter
 from services.edge.settings import EdgeSettings
-from shared.process import until_signalled
+from shared.process import spare_collector, until_signalled
 from shared.settings import PartitionsChanged
 from shared.telemetry import Check, Checks
 
@@ -40,6 +40,7 @@ async def run(settings: EdgeSettings) -> None:
     try:
         agent = Agent(settings)
         REGISTRY.register(Figures(agent))
+        spare_collector()
         await until_signalled(settings.internal, agent.checks(), agent.run)
     except BaseExceptionGroup as group:
         raise (contradiction(group) or group) from None

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import gc
 import os
 import socket
 from contextlib import closing
@@ -30,7 +29,7 @@ from services.edge.serving.ledger import Ledger
 from services.edge.serving.metrics import Metrics
 from services.edge.settings import EdgeSettings
 from services.edge.upstream.pool import Pool
-from shared.process import until_signalled
+from shared.process import spare_collector, until_signalled
 from shared.telemetry import Check
 
 _SLOT = "0"
@@ -190,10 +189,7 @@ def _restore(serving: Serving) -> None:
     unreadable = restore(settings.logs_path, serving.limiter, boot_ns(), wall_ns())
     if unreadable:
         _log.error("request logs can't be read; what they admitted is not limited", logs=unreadable)
-    # What there is now stays, and what a request makes is freed without the collector: it need not look often.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    spare_collector()
 
 
 async def _serve(serving: Serving, slot: Slot, stop: asyncio.Event) -> None:

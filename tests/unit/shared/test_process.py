@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from typing import Any
 
 import httpx2
@@ -101,3 +103,19 @@ async def test_what_no_restart_will_mend_is_passed_on() -> None:
 
     with pytest.raises(PartitionsChanged):
         await Apart(part, {}).run(asyncio.Event())
+
+
+def test_the_collector_comes_rarely_and_its_pauses_are_told() -> None:
+    program = (
+        "import gc, sys; from prometheus_client import generate_latest; from shared.process import spare_collector\n"
+        "spare_collector(); spare_collector(); kept = gc.get_freeze_count(), *gc.get_threshold()[:1]\n"
+        "for _ in range(3): gc.collect()\n"
+        "sys.stdout.write(generate_latest().decode() + f'kept {kept[0] > 1000} {kept[1] >= 50_000}')"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    assert told.endswith("kept True True")
+    # Each call collects too, but is heard of once.
+    assert 'keyledger_gc_pause_seconds_bucket{le="+Inf"} 5.0\n' in told
+    assert float(told.partition("keyledger_gc_pause_seconds_sum ")[2].split()[0]) > 0
