@@ -130,10 +130,10 @@ class Propagation:
                 self._connected = not silent or await _answers(reader)
                 self._changed.set()
                 self._changed = asyncio.Event()
-                for records in (await reader.fetch(timeout_ms=500)).values():
+                for partition, records in (await reader.fetch(timeout_ms=500)).items():
                     heard = time.monotonic()
                     for record in records:
-                        self._take(record, heard)
+                        self._take(partition, record, heard)
         finally:
             await reader.close()
 
@@ -142,22 +142,22 @@ class Propagation:
 
         Neither an edge's clock nor the distance between the broker's and ours says anything of how alive an edge is.
         """
-        found: list[Record] = []
+        found: list[tuple[Partition, Record]] = []
         async for fetched in reader.read_up_to(ends):
-            found += [record for records in fetched.values() for record in records]
-        now, last = time.monotonic(), max((record.timestamp for record in found), default=0)
-        for record in found:
-            self._take(record, now - (last - record.timestamp) / 1000)
+            found += [(partition, record) for partition, records in fetched.items() for record in records]
+        now, last = time.monotonic(), max((record.timestamp for _, record in found), default=0)
+        for partition, record in found:
+            self._take(partition, record, now - (last - record.timestamp) / 1000)
 
-    def _take(self, record: Record, heard: float) -> None:
+    def _take(self, partition: Partition, record: Record, heard: float) -> None:
         if record.value is None:
             return
         try:
             said = _decode(record.value)
         except (msgspec.DecodeError, RecursionError):
-            _log.warning("unreadable edge-status", offset=record.offset, partition=record.partition)
+            _log.warning("unreadable edge-status", offset=record.offset, partition=partition.partition)
             return
-        held, place = self._edges.get(said.data.edge), (record.partition, record.offset)
+        held, place = self._edges.get(said.data.edge), (partition.partition, record.offset)
         if held is None or held.place != place:  # else known from an earlier connection, and when it was heard
             self._edges[said.data.edge] = Edge(said.data.status, said.epoch, said.data.applied, heard, place)
 

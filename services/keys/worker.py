@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from services.keys import store
 from services.keys.domain.usage import newest
 from services.keys.settings import Settings
-from shared.consumer.loop import Consumer, Kind, Subscription
+from shared.consumer.loop import Consumer, Kind, Subscription, Together
 from shared.consumer.records import Event
 from shared.events.keys import KeyDeleted
 from shared.events.requests import KeyUsage
@@ -20,7 +20,7 @@ PUBLICATION = Publication("keyledger/keys", KEY_EVENTS, KEY_STATES, store.states
 
 def usage_consumer(settings: Settings, pool: Pool) -> Consumer:
     """The consumer of the totals that lists show."""
-    return Consumer(settings.kafka, pool, "keys", [Subscription(KEY_USAGE, Kind.LATEST, store_usage)])
+    return Consumer(settings.kafka, pool, "keys", [Subscription(KEY_USAGE, Kind.LATEST, lambda: Together(store_usage))])
 
 
 async def store_usage(connection: Connection, events: Sequence[Event]) -> None:

@@ -88,9 +88,8 @@ def apply_ticket(ticket: Ticket | None, event: EventData) -> Ticket | None:
     return replace(ticket, status=_TICKET_STATUS.get(type(event), ticket.status))
 
 
-def count(events: Iterable[RequestEvent]) -> dict[int, Calls]:
-    """By key, ascending, what the events add; requests that were refused add nothing."""
-    counts: dict[int, Calls] = {}
+def count(counts: dict[int, Calls], events: Iterable[RequestEvent]) -> None:
+    """Adds to each key's what the events add; requests that were refused add nothing."""
     for event in events:
         data = event.data
         if not data.is_call:
@@ -105,7 +104,6 @@ def count(events: Iterable[RequestEvent]) -> dict[int, Calls]:
             held.proxied += 1
             held.succeeded += data.status_code < 400
             held.response_microseconds += round(data.response_time * 1_000_000)
-    return dict(sorted(counts.items()))
 
 
 def success_rate(succeeded: int, proxied: int) -> float:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from services.stats import domain, store
 from services.stats.settings import Settings
-from shared.consumer.loop import Consumer, Kind, Subscription
+from shared.consumer.loop import Consumer, Kind, Subscription, Together
 from shared.consumer.records import Event
 from shared.events import EventData, keys, tickets
 from shared.events.requests import RequestEvent
@@ -27,9 +27,9 @@ def consumer(settings: Settings, pool: Pool) -> Consumer:
         pool,
         "stats",
         [
-            Subscription(KEY_EVENTS, Kind.VERSIONS, store_keys),
-            Subscription(TICKET_EVENTS, Kind.VERSIONS, store_tickets),
-            Subscription(REQUEST_EVENTS, Kind.MARKS, store_calls),
+            Subscription(KEY_EVENTS, Kind.VERSIONS, lambda: Together(store_keys)),
+            Subscription(TICKET_EVENTS, Kind.VERSIONS, lambda: Together(store_tickets)),
+            Subscription(REQUEST_EVENTS, Kind.MARKS, Requests),
         ],
     )
 
@@ -46,10 +46,20 @@ async def store_tickets(connection: Connection, events: Sequence[Event]) -> None
     )
 
 
-async def store_calls(connection: Connection, events: Sequence[RequestEvent]) -> None:
-    """Adds request events to their keys' calls."""
-    if counts := domain.count(events):
-        await store.add_calls(connection, counts)
+class Requests:
+    """Request events on their way into their keys' calls."""
+
+    def __init__(self) -> None:
+        self._counts: dict[int, domain.Calls] = {}
+
+    def add(self, events: Sequence[RequestEvent]) -> None:
+        """Counts them."""
+        domain.count(self._counts, events)
+
+    async def store(self, connection: Connection) -> None:
+        """Adds what was counted."""
+        if self._counts:
+            await store.add_calls(connection, dict(sorted(self._counts.items())))
 
 
 async def _fold(

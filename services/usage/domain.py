@@ -19,9 +19,8 @@ class Count:
     last_used: datetime | None = None
 
 
-def count(events: Iterable[RequestEvent]) -> dict[int, Count]:
-    """By key, ascending, what the events add."""
-    counts: dict[int, Count] = {}
+def count(counts: dict[int, Count], events: Iterable[RequestEvent]) -> None:
+    """Adds to each key's what the events add."""
     for event in events:
         data = event.data
         held = counts.get(data.key_id)
@@ -32,4 +31,3 @@ def count(events: Iterable[RequestEvent]) -> dict[int, Count]:
             held.calls += 1
             if held.last_used is None or event.time > held.last_used:
                 held.last_used = event.time
-    return dict(sorted(counts.items()))

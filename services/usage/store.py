@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 
 from services.usage.domain import Count
 from shared.events.requests import Decision, RequestEvent, UsageMark
-from shared.postgres import Connection
+from shared.postgres import BinaryRows, Connection
 from shared.relay.checkpoint import Written
 
 _FLAGGED_AT_ONCE = 10_000
@@ -80,26 +80,20 @@ class Usage:
     last_used: datetime | None
 
 
-async def record(connection: Connection, events: Sequence[RequestEvent], counts: dict[int, Count]) -> None:
-    """Adds the events to the log and to their keys' counters."""
-    async with connection.cursor() as cursor, cursor.copy(_COPY) as copy:
-        copy.set_types(_TYPES)
-        for event in events:
-            await copy.write_row(_row(event))
-    # Sorted by key, so that two consumers lock the counters in one order.
-    await connection.execute(
-        "INSERT INTO key_counters AS c (key_id, owner_id, rows, calls, last_used)"
-        " SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::timestamptz[])"
-        " ON CONFLICT (key_id) DO UPDATE SET rows = c.rows + excluded.rows, calls = c.calls + excluded.calls,"
-        " last_used = greatest(c.last_used, excluded.last_used), changed = true",
-        [
-            list(counts),
-            [added.owner_id for added in counts.values()],
-            [added.rows for added in counts.values()],
-            [added.calls for added in counts.values()],
-            [added.last_used for added in counts.values()],
-        ],
-    )
+class Rows:
+    """Rows of the log as PostgreSQL's COPY takes them."""
+
+    def __init__(self) -> None:
+        self._rows = BinaryRows(_TYPES)
+
+    def add(self, events: Sequence[RequestEvent]) -> None:
+        """Appends events."""
+        self._rows.extend(map(_row, events))
+
+    async def store(self, connection: Connection) -> None:
+        """Adds them to the log."""
+        async with connection.cursor() as cursor, cursor.copy(_COPY) as copy:
+            await copy.write(self._rows.encoded())
 
 
 def _row(event: RequestEvent) -> tuple[Any, ...]:
@@ -123,6 +117,26 @@ def _row(event: RequestEvent) -> tuple[Any, ...]:
         data.client_address,
         event.source,
         data.sequence,
+    )
+
+
+async def record(connection: Connection, rows: Rows, counts: dict[int, Count]) -> None:
+    """Adds events to the log and to their keys' counters."""
+    await rows.store(connection)
+    # Sorted by key, so that two consumers lock the counters in one order.
+    counted = sorted(counts.items())
+    await connection.execute(
+        "INSERT INTO key_counters AS c (key_id, owner_id, rows, calls, last_used)"
+        " SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::timestamptz[])"
+        " ON CONFLICT (key_id) DO UPDATE SET rows = c.rows + excluded.rows, calls = c.calls + excluded.calls,"
+        " last_used = greatest(c.last_used, excluded.last_used), changed = true",
+        [
+            [key for key, _ in counted],
+            [added.owner_id for _, added in counted],
+            [added.rows for _, added in counted],
+            [added.calls for _, added in counted],
+            [added.last_used for _, added in counted],
+        ],
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from services.usage import store
-from services.usage.domain import count
+from services.usage.domain import Count, count
 from services.usage.settings import Settings
 from shared.consumer.loop import Consumer, Kind, Subscription
 from shared.events import EventData, encode
@@ -36,12 +36,24 @@ _log = structlog.get_logger()
 
 def request_consumer(settings: Settings, pool: Pool) -> Consumer:
     """The consumer of request events into the log and the counters."""
-    return Consumer(settings.kafka, pool, "usage", [Subscription(REQUEST_EVENTS, Kind.MARKS, store_requests)])
+    return Consumer(settings.kafka, pool, "usage", [Subscription(REQUEST_EVENTS, Kind.MARKS, Requests)])
 
 
-async def store_requests(connection: Connection, events: Sequence[RequestEvent]) -> None:
-    """Stores a batch of request events."""
-    await store.record(connection, events, count(events))
+class Requests:
+    """Request events on their way into the log and the counters."""
+
+    def __init__(self) -> None:
+        self._rows = store.Rows()
+        self._counts: dict[int, Count] = {}
+
+    def add(self, events: Sequence[RequestEvent]) -> None:
+        """Puts them into the form in which they are stored."""
+        self._rows.add(events)
+        count(self._counts, events)
+
+    async def store(self, connection: Connection) -> None:
+        """Stores them."""
+        await store.record(connection, self._rows, self._counts)
 
 
 class Publisher:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+from shared.consumer.intake import Poison
 from shared.consumer.records import text
-from shared.kafka import Record
+from shared.kafka import Partition, Record
 from shared.postgres import Connection
 
 _KEPT = "30 days"
@@ -16,28 +17,30 @@ _BUDGET = 1 << 30
 _AT_ONCE = 10_000
 
 
-async def park(connection: Connection, topics: dict[str, str], poison: Iterable[tuple[Record, str]]) -> None:
+async def park(connection: Connection, topics: dict[str, str], poison: Iterable[Poison]) -> None:
     """Puts records aside; those that are already there stay as they are. `topics`: their ids by name."""
-    for record, error in poison:
+    for (topic, number), record, error in poison:
         await connection.execute(
             'INSERT INTO dead_letters (topic_id, topic, partition, "offset", key, value, header_names, header_values, error)'
             " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
             [
-                *(topics[record.topic], record.topic, record.partition, record.offset, record.key, record.value),
+                *(topics[topic], topic, number, record.offset, record.key, record.value),
                 *([text(name or "") for name, _ in record.headers], [value for _, value in record.headers]),
                 error,
             ],
         )
 
 
-async def parked(connection: Connection, topic_id: str, records: Collection[Record]) -> set[tuple[int, int]]:
+async def parked(
+    connection: Connection, topic_id: str, records: Collection[tuple[Partition, Record]]
+) -> set[tuple[int, int]]:
     """Partition and offset of those of a topic's records that are there."""
     if not records:
         return set()
     rows = await connection.execute(
         'SELECT partition, "offset" FROM dead_letters JOIN unnest(%s::int[], %s::bigint[]) AS wanted (partition, "offset")'
         ' USING (partition, "offset") WHERE topic_id = %s',
-        [[record.partition for record in records], [record.offset for record in records], topic_id],
+        [[partition.partition for partition, _ in records], [record.offset for _, record in records], topic_id],
     )
     return {(row["partition"], row["offset"]) async for row in rows}
 

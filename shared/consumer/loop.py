@@ -19,22 +19,23 @@ from prometheus_client import Counter, Gauge, Histogram
 from psycopg_pool import PoolTimeout
 
 from shared.consumer import dead_letters, store
+from shared.consumer.batch import Batch
 from shared.consumer.intake import Intake, Kind
 from shared.consumer.poison import Tolerance, TooMuchPoison
 from shared.consumer.positions import Positions
 from shared.consumer.records import Fetched, blamed, portions, reason
 from shared.consumer.store import Offset, Superseded, TopicId
-from shared.consumer.transaction import POISON, Subscription, take
+from shared.consumer.transaction import POISON, Subscription, Together, take
 from shared.kafka import KafkaUnavailable, OutOfRange, Partition, Reader, identify
 from shared.postgres import Pool
 from shared.telemetry import Check
 
-__all__ = ["Consumer", "Kind", "Subscription"]
+__all__ = ["Consumer", "Kind", "Subscription", "Together"]
 
-_BATCH = (5000, 8 << 20)
-"""Records and bytes of one transaction."""
+_BATCH = 5000
+"""Records of one transaction at most. Of how many bytes, `shared.kafka` bounds."""
 _CAREFUL = (500, 1 << 20)
-"""The same where poison has to be told apart: of others there is then less to do again, and each step is a short one."""
+"""Records and bytes where poison has to be told apart: of others there is then less to do again, and each step is short."""
 _TURN_MS = 250
 _PATIENCE = 30.0
 _STALE = 15.0
@@ -56,7 +57,9 @@ _duplicates = Counter("keyledger_consumer_duplicates_total", "Records dropped as
 _dead = Counter("keyledger_consumer_dead_letters_total", "Records that could not be taken", ["topic"])
 _clamped = Counter("keyledger_consumer_clamped_total", "Events whose time was out of bounds")
 _superseded = Counter("keyledger_consumer_superseded_total", "Batches that another consumer had stored")
-_size = Histogram("keyledger_consumer_batch_events", "Records in a batch", buckets=(1, 10, 100, 1000, 2500, 5000))
+_size = Histogram(
+    "keyledger_consumer_batch_events", "Records in a batch", buckets=(1, 10, 100, 1000, 2500, 5000, 10_000)
+)
 _seconds = Histogram("keyledger_consumer_batch_seconds", "Time to store a batch")
 
 
@@ -82,7 +85,9 @@ class Consumer:
         self._problem = "starting"
         self._poisoned = False
         self._wait = 0.0
-        self._progress = self._measured = self._hinted = self._looked = self._cleaned = time.monotonic()
+        self._progress = time.monotonic()
+        self._storing: asyncio.Future[None] | None = None
+        self._doubted: dict[Partition, int] = {}
 
     def checks(self) -> dict[str, Callable[[], Check]]:
         """For readiness: that it goes on, and that no partition is stopped."""
@@ -142,10 +147,17 @@ class Consumer:
             self._bootstrap, list(self._subscriptions), group=self._group, revoked=lambda _: self._forget()
         )
         self._progress = time.monotonic()
+        self._doubted.clear()
+        watching = asyncio.ensure_future(self._watch(reader))
         try:
             while not stop.is_set():
+                if watching.done():
+                    watching.result()
                 await self._turn(reader)
+            await self._finish()
         finally:
+            await _ended(watching, self._storing)
+            self._storing = None
             self._forget()
             await reader.close()
 
@@ -164,13 +176,18 @@ class Consumer:
         _lag.clear()
 
     async def _turn(self, reader: Reader) -> None:
+        """Reads and prepares what comes while the transaction before is under way, and begins the next."""
         try:
-            await self._positions.find(reader, self._still_the_same)
-            found = await reader.fetch(timeout_ms=_TURN_MS, max_records=_BATCH[0])
-            for portion in portions(self._positions.contiguous(reader, found), *_BATCH):
-                await self._take(reader, portion)
-            await self._observe(reader)
-            self._went_on(stored=False)
+            await self._positions.find(reader, self._finish, self._still_the_same)
+            found = await reader.fetch(timeout_ms=_TURN_MS, max_records=_BATCH)
+            fetched = self._positions.contiguous(reader, found)
+            if any(records[0].offset < self._doubted.get(partition, 0) for partition, records in fetched.items()):
+                await self._carefully(reader, fetched)
+            elif fetched:
+                await self._quickly(reader, fetched)
+            else:
+                await self._finish()
+                self._went_on(stored=False)
         except OutOfRange as error:
             for partition in error.partitions:
                 self._positions.ready.pop(partition, None)
@@ -189,78 +206,122 @@ class Consumer:
             _log.warning("the database did not take a batch", error=str(error))
             await asyncio.sleep(0.5)
 
+    async def _quickly(self, reader: Reader, fetched: Fetched) -> None:
+        batch = Batch.of(self._positions.ready, fetched)
+        try:
+            await batch.prepare(self._pool, self._subscriptions.values())
+        except POISON as error:
+            self._doubt(batch, error)
+            return
+        for partition, held in batch.held.items():
+            held.at = batch.after[partition]
+        await self._finish()
+        if self._positions.holds(batch.held):
+            self._storing = asyncio.ensure_future(self._store(reader, batch))
+
+    async def _carefully(self, reader: Reader, fetched: Fetched) -> None:
+        """By small transactions, one after the other, each of which asks the database for the marks."""
+        await self._finish()
+        for portion in portions(fetched, *_CAREFUL):
+            ready = self._positions.ready
+            batch = Batch.of(ready, {p: records for p, records in portion.items() if p in ready}, careful=True)
+            for partition, held in batch.held.items():
+                held.at = batch.after[partition]
+                held.marks.clear()
+            if batch.held:
+                await self._store(reader, batch)
+
+    def _doubt(self, batch: Batch, error: BaseException) -> None:
+        """All begins anew, and the records of the batch are taken with care."""
+        _log.warning("an event can't be stored", error=reason(error))
+        self._doubted |= {partition: at.next for partition, at in batch.after.items()}
+        self._positions.ready.clear()
+
+    async def _finish(self) -> None:
+        """Waits for the transaction under way, if there is one; what it raises comes up here."""
+        storing, self._storing = self._storing, None
+        if storing:
+            await storing
+
     def _went_on(self, *, stored: bool) -> None:
         """After too much poison nothing is well before something was stored: an empty turn comes before the same again."""
         self._progress = time.monotonic()
         if stored or not self._poisoned:
             self._problem, self._poisoned, self._wait = "", False, 0.0
 
-    async def _take(self, reader: Reader, fetched: Fetched) -> None:
+    async def _store(self, reader: Reader, batch: Batch) -> None:
+        """One transaction, and what follows from it."""
         try:
-            await self._store(reader, fetched, careful=False)
+            with _seconds.time():
+                taken, tolerance = await self._transaction(batch)
         except POISON as error:
-            _log.warning("an event can't be stored", error=reason(error))
-            for portion in portions(fetched, *_CAREFUL):
-                await self._store(reader, portion, careful=True)
-
-    async def _store(self, reader: Reader, fetched: Fetched, *, careful: bool) -> None:
-        """One transaction. Partitions that are no longer read on are left out, those that were taken away included."""
-        ready, epoch = self._positions.ready, self._positions.epoch
-        fetched = {partition: records for partition, records in fetched.items() if partition in ready}
-        before = {partition: ready[partition] for partition in fetched}
-        if not fetched:
+            if batch.careful:
+                raise
+            self._doubt(batch, error)
             return
-        with _seconds.time():
-            taken, tolerance = await self._transaction(fetched, before, careful=careful)
         self._tolerance = tolerance
-        _size.observe(sum(map(len, fetched.values())))
+        _size.observe(batch.records)
         for topic, part in taken.items():
-            _events.labels(topic).inc(len(part.events))
+            _events.labels(topic).inc(part.taken)
             _duplicates.labels(topic).inc(part.duplicates)
             _dead.labels(topic).inc(len(part.poison))
             _clamped.inc(part.clamped)
-        to = _moved(before, taken)
-        if self._positions.moved(epoch, to):
+        to = _moved(batch, taken)
+        if self._positions.stored(batch.held, to):
             self._went_on(stored=True)
             for part in taken.values():
                 for partition, problem in part.stopped.items():
-                    await self._positions.missing(reader, partition, to[partition], problem)
+                    if self._positions.ready.get(partition) is batch.held[partition]:
+                        await self._positions.missing(reader, partition, to[partition], problem)
 
-    async def _transaction(
-        self, fetched: Fetched, before: dict[Partition, Offset], *, careful: bool
-    ) -> tuple[dict[str, Intake], Tolerance]:
+    async def _transaction(self, batch: Batch) -> tuple[dict[str, Intake], Tolerance]:
         tolerance = replace(self._tolerance)
         async with self._pool.connection() as connection, connection.transaction():
             taken: dict[str, Intake] = {}
-            for topic, subscription in self._subscriptions.items():
-                if part := {partition: records for partition, records in fetched.items() if partition.topic == topic}:
-                    taken[topic] = await take(connection, subscription, self._topics[topic], part, careful=careful)
+            for name, subscription in self._subscriptions.items():
+                topic = self._topics[name]
+                if prepared := batch.prepared.get(name):
+                    taken[name] = prepared.part
+                    if prepared.part.taken:
+                        await prepared.work.store(connection)
+                    await store.store_marks(connection, prepared.marks, topic.partitions)
+                if read := batch.read.get(name):
+                    taken[name] = await take(connection, subscription, topic, read, careful=batch.careful)
             poison = [parked for part in taken.values() for parked in part.poison]
-            tolerance.allow(*_sources(taken), sum(map(len, fetched.values())))
-            await dead_letters.park(connection, {topic: self._topics[topic].id for topic in taken}, poison)
-            await store.advance(connection, before, _moved(before, taken))
+            tolerance.allow(*_sources(taken), batch.records)
+            await dead_letters.park(connection, {name: self._topics[name].id for name in taken}, poison)
+            await store.advance(connection, batch.before, _moved(batch, taken))
         return taken, tolerance
 
-    async def _observe(self, reader: Reader) -> None:
-        now = time.monotonic()
-        if now - self._measured > _MEASURE_EVERY:
-            self._measured = now
-            _stopped.set(len(self._positions.halted))
-            for partition in [*self._positions.ready, *self._positions.halted]:
-                with suppress(KafkaUnavailable):  # no longer assigned
-                    _lag.labels(*partition).set(max(0, reader.end(partition) - await reader.position(partition)))
-        if self._positions.ready and now - self._hinted > _HINT_EVERY:
-            self._hinted = now
-            await reader.commit({partition: at.next for partition, at in self._positions.ready.items()})
-        if now - self._looked > _LOOK_EVERY:
-            self._looked = now
-            await self._still_the_same()
-            await self._look_for_gaps()
-        if now - self._cleaned > _CLEAN_EVERY:
-            self._cleaned = now
-            async with self._pool.connection() as connection:
-                if gone := await dead_letters.clean(connection):
-                    _log.warning("dead letters were deleted, too old or too much", letters=gone)
+    async def _watch(self, reader: Reader) -> None:
+        """What goes on beside: tells how far it is, and looks whether all is well. Raises when the topics are others."""
+        hinted = looked = cleaned = time.monotonic()
+        while True:
+            await asyncio.sleep(_MEASURE_EVERY)
+            await self._measure(reader)
+            now = time.monotonic()
+            if self._positions.ready and now - hinted > _HINT_EVERY:
+                hinted = now
+                await reader.commit({partition: held.stored for partition, held in self._positions.ready.items()})
+            with suppress(psycopg.Error, PoolTimeout):  # which every transaction tells of
+                if now - looked > _LOOK_EVERY:
+                    looked = now
+                    await self._still_the_same()
+                    await self._look_for_gaps()
+                if now - cleaned > _CLEAN_EVERY:
+                    cleaned = now
+                    await self._clean()
+
+    async def _measure(self, reader: Reader) -> None:
+        _stopped.set(len(self._positions.halted))
+        for partition in [*self._positions.ready, *self._positions.halted]:
+            with suppress(KafkaUnavailable):  # no longer assigned
+                _lag.labels(*partition).set(max(0, reader.end(partition) - await reader.position(partition)))
+
+    async def _clean(self) -> None:
+        async with self._pool.connection() as connection:
+            if gone := await dead_letters.clean(connection):
+                _log.warning("dead letters were deleted, too old or too much", letters=gone)
 
     async def _look_for_gaps(self) -> None:
         async with self._pool.connection() as connection:
@@ -271,15 +332,22 @@ class Consumer:
             _log.error("records of request logs are missing", logs=count, oldest_seconds=round(age))
 
 
-def _moved(before: dict[Partition, Offset], taken: dict[str, Intake]) -> dict[Partition, Offset]:
-    return {
-        partition: before[partition].moved(at) for part in taken.values() for partition, at in part.next_offsets.items()
-    }
+def _moved(batch: Batch, taken: dict[str, Intake]) -> dict[Partition, Offset]:
+    stopped = {partition: at for part in taken.values() for partition, at in part.next_offsets.items()}
+    return {p: batch.before[p].moved(stopped[p]) if p in stopped else after for p, after in batch.after.items()}
 
 
 def _sources(taken: dict[str, Intake]) -> tuple[set[str], set[str]]:
     """Who is behind what was taken, and behind what is to be parked. Of so many records only some are looked at."""
-    hit = {blamed(record) for part in taken.values() for record, _ in part.poison}
-    bad = {id(record) for part in taken.values() for record, _ in part.poison}
-    well = {blamed(record) for part in taken.values() for record in part.records[::50] if id(record) not in bad}
-    return well, hit
+    hit = {blamed(record) for part in taken.values() for _, record, _ in part.poison}
+    bad = {id(record) for part in taken.values() for _, record, _ in part.poison}
+    well = {blamed(record) for part in taken.values() for _, record in part.origins[::50] if id(record) not in bad}
+    return well.union(*(part.owners for part in taken.values())), hit
+
+
+async def _ended(*tasks: asyncio.Future[None] | None) -> None:
+    """Ends what still runs, and hears no more of it."""
+    running = [task for task in tasks if task]
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)

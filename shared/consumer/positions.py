@@ -9,21 +9,35 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from prometheus_client import Counter
 
 from shared.consumer import store
-from shared.consumer.intake import Kind
+from shared.consumer.intake import Kind, LogMark
 from shared.consumer.records import Fetched
 from shared.consumer.store import Offset, TopicId
 from shared.kafka import Partition, Reader, Record
 from shared.postgres import Connection, Pool
 
 _AGAIN = (60.0, 3600.0)
+_MARKS = 10_000
 _log = structlog.get_logger()
 _lost = Counter("keyledger_consumer_lost_tails_total", "Times that a log ended before what was already taken of it")
+
+
+@dataclass(eq=False, slots=True)
+class Held:
+    """A partition that is read on, as long as it is this one in `Positions.ready`, and no longer.
+
+    Its records up to `at` are in transactions, those up to `stored` in the database. `marks` are those of its logs after
+    `at`, as far as they were needed: nobody else changes them while the offset is this consumer's.
+    """
+
+    at: Offset
+    stored: int
+    marks: dict[str, LogMark] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,7 +59,7 @@ class Positions:
         self._topics: Mapping[str, TopicId] = {}
         self._holes: dict[Partition, int] = {}
         self._waits: dict[Partition, Halt] = {}
-        self.ready: dict[Partition, Offset] = {}
+        self.ready: dict[Partition, Held] = {}
         self.halted: dict[Partition, Halt] = {}
         self.epoch = 0
 
@@ -60,12 +74,22 @@ class Positions:
         self.ready.clear()
         self.halted.clear()
 
-    async def find(self, reader: Reader, still_the_same: Callable[[], Awaitable[None]]) -> None:
-        """Positions the partitions that came, or came back, and those whose halt is over."""
+    async def find(
+        self, reader: Reader, finish: Callable[[], Awaitable[None]], still_the_same: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Positions the partitions that came, or came back, and those whose halt is over.
+
+        What the database says counts from when `finish` has ended the transactions of before.
+        """
         self._try_again(reader)
-        missing = reader.assignment() - self.ready.keys() - self.halted.keys()
-        if not missing:
+        if any(len(held.marks) > _MARKS for held in self.ready.values()):
+            await finish()
+            for held in self.ready.values():
+                held.marks.clear()
+        if not reader.assignment() - self.ready.keys() - self.halted.keys():
             return
+        await finish()
+        missing = reader.assignment() - self.ready.keys() - self.halted.keys()
         epoch = self.epoch
         await still_the_same()
         # What is held first: where logs end may have moved on meanwhile, but not back.
@@ -83,7 +107,7 @@ class Positions:
             if problem:
                 self._halt(reader, partition, at.next, problem)
             else:
-                self.ready[partition] = at
+                self.ready[partition] = Held(at, at.next)
 
     def _try_again(self, reader: Reader) -> None:
         now = time.monotonic()
@@ -129,9 +153,10 @@ class Positions:
         """The records of positioned partitions from their offset on; where others were expected it is sought again."""
         fetched: dict[Partition, list[Record]] = {}
         for partition, records in found.items():
-            at = self.ready.get(partition)
-            if at is None:
+            held = self.ready.get(partition)
+            if held is None:
                 continue
+            at = held.at
             if records[0].offset < at.next:
                 records = [record for record in records if record.offset >= at.next]  # noqa: PLW2901
             elif records[0].offset > at.next and self._kinds[partition.topic] is Kind.MARKS:
@@ -149,14 +174,23 @@ class Positions:
             self._holes[partition] = expected
             del self.ready[partition]
 
-    def moved(self, epoch: int, to: Mapping[Partition, Offset]) -> bool:
-        """Takes note of a transaction begun in an epoch; False when its partitions are no longer this consumer's."""
-        if epoch != self.epoch:
-            return False
-        self.ready.update(to)
-        for partition in [p for p, halt in self._waits.items() if p in to and to[p].next > halt.offset]:
-            del self._waits[partition]
-        return True
+    def holds(self, batch: Mapping[Partition, Held]) -> bool:
+        """Whether all of a batch's partitions are still those of when it was begun. Else it is for nothing: they begin anew."""
+        if all(self.ready.get(partition) is held for partition, held in batch.items()):
+            return True
+        for partition, held in batch.items():
+            if self.ready.get(partition) is held:
+                del self.ready[partition]
+        return False
+
+    def stored(self, batch: Mapping[Partition, Held], to: Mapping[Partition, Offset]) -> bool:
+        """Takes note of a transaction; False when none of its partitions are this consumer's any longer."""
+        ours = {partition: held for partition, held in batch.items() if self.ready.get(partition) is held}
+        for partition, held in ours.items():
+            held.stored = to[partition].next
+            if (halt := self._waits.get(partition)) and held.stored > halt.offset:
+                del self._waits[partition]
+        return bool(ours)
 
     async def missing(self, reader: Reader, partition: Partition, at: Offset, problem: str) -> None:
         """A stream's events don't follow on what is held: the partition is read again from its start, once.

@@ -5,7 +5,7 @@ What can't be read is known by what is left of its identity, so that it is passe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from shared.events.requests import RequestEvent, RequestMetered, decode_request
 from shared.kafka import Partition, Record
 
 _BIGINT = 2**63
-_LONGEST = 366 * 86_400  # seconds
+_BACKSLASH = 92
 _NAME_MAX = 200  # of a stream: it is in an index, whose rows must be short
 
 Fetched = Mapping[Partition, list[Record]]
@@ -43,6 +43,16 @@ class LogRecord(NamedTuple):
     previous: int
     event: RequestEvent | None
     error: str = ""
+
+
+class LogRecords(NamedTuple):
+    """Records of `logs`, as request events alone if that is what they are, else `found` and `nameless` one by one."""
+
+    records: Sequence[Record]
+    logs: set[str]
+    events: list[RequestEvent] | None
+    found: Sequence[LogRecord] = ()
+    nameless: Sequence[tuple[Record, str]] = ()
 
 
 class StreamRecord(NamedTuple):
@@ -77,54 +87,75 @@ _decode_identity = msgspec.json.Decoder(_Identity).decode
 _decode_blamed = msgspec.json.Decoder(_Blamed).decode
 
 
-def read_log_records(fetched: Fetched) -> tuple[list[LogRecord], list[tuple[Record, str]]]:
+def read_logs(records: Sequence[Record]) -> LogRecords:
+    """Records of request logs, in one go if nothing is odd about any of them."""
+    events = _read_plainly(records)
+    if events is not None and all(map(_is_log, logs := {event.source for event in events})):
+        return LogRecords(records, logs, events)
+    found, nameless = read_log_records(records)
+    return LogRecords(records, {each.log for each in found}, None, found, nameless)
+
+
+def _read_plainly(records: Sequence[Record]) -> list[RequestEvent] | None:
+    """The request events, if all are whole and there are no others. What else it is, is told by `read_log_records`."""
+    events = []
+    try:
+        for record in records:
+            value = record.value or b""
+            if _BACKSLASH in value and b"\\u0000" in value:
+                return None
+            event = decode_request(value)
+            data = event.data
+            if not (data.previous < data.sequence and data.key_id and data.owner_id):
+                return None
+            events.append(event)
+    except Exception:  # no bytes may end the consumer
+        return None
+    return events
+
+
+def read_log_records(records: Iterable[Record]) -> tuple[list[LogRecord], list[tuple[Record, str]]]:
     """The records of request logs, and those of which not even the identity can be read."""
     found: list[LogRecord] = []
     nameless: list[tuple[Record, str]] = []
-    for records in fetched.values():
-        for record in records:
+    for record in records:
+        try:
+            event = decode_request(record.value or b"")
+            data = event.data
+            _plausible(event, record.value or b"")
+            found.append(_checked(LogRecord(record, event.source, data.sequence, data.previous, event)))
+        except Exception as error:  # no bytes may end the consumer
             try:
-                event = decode_request(record.value or b"")
-                data = event.data
-                _plausible(event, record.value or b"")
-                found.append(_checked(LogRecord(record, event.source, data.sequence, data.previous, event)))
-            except Exception as error:  # no bytes may end the consumer
-                try:
-                    found.append(_by_headers(record, reason(error)))
-                except Exception:
-                    nameless.append((record, reason(error)))
+                found.append(_by_headers(record, reason(error)))
+            except Exception:
+                nameless.append((record, reason(error)))
     return found, nameless
 
 
 def _by_headers(record: Record, error: str) -> LogRecord:
     headers = dict(record.headers)
-    log, sequence, previous = headers["source"].decode(), int(headers["sequence"]), int(headers["previous"])
-    return _checked(LogRecord(record, log, sequence, previous, None, error))
+    named = [(headers[name] or b"").decode() for name in ("source", "sequence", "previous")]
+    return _checked(LogRecord(record, named[0], int(named[1]), int(named[2]), None, error))
 
 
 def _plausible(event: RequestEvent, value: bytes) -> None:
     """`ValueError` for an event that no edge can have written, so that every service parks the same ones."""
     data = event.data
-    if event.time.tzinfo is None:
-        raise ValueError("a time without an offset from UTC")
     if b"\\u0000" in value and any("\x00" in text for text in msgspec.structs.astuple(data) if isinstance(text, str)):
         raise ValueError("text with NUL")
-    if event.type == RequestMetered.TYPE and not (
-        0 < data.key_id < _BIGINT
-        and 0 < data.owner_id < _BIGINT
-        and 0 <= data.key_version < _BIGINT
-        and 0 <= data.status_code < 1000
-        and 0 <= data.response_time < _LONGEST
-    ):
+    if event.type == RequestMetered.TYPE and not (data.key_id and data.owner_id):
         raise ValueError("not a metered request")
 
 
 def _checked(found: LogRecord) -> LogRecord:
     """Only an identity that the marks can hold."""
-    log = found.log
-    if -1 <= found.previous < found.sequence < _BIGINT and len(log) <= 64 and log.isascii() and log.isprintable():
+    if -1 <= found.previous < found.sequence < _BIGINT and _is_log(found.log):
         return found
     raise ValueError("not the identity of a record of a request log")
+
+
+def _is_log(name: str) -> bool:
+    return len(name) <= 64 and name.isascii() and name.isprintable()
 
 
 def read_stream_records(records: Iterable[Record]) -> list[StreamRecord]:

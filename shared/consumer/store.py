@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from shared.consumer.intake import LogMark, StreamVersion
-from shared.consumer.marks import Mark
 from shared.kafka import Partition
 from shared.postgres import Connection
 
@@ -113,8 +112,8 @@ async def load_marks(connection: Connection, keys: Collection[tuple[str, int]]) 
     )
     return {
         (row["log"], row["partition"]): LogMark(gone=row["gone"])
-        if row["last"] is None
-        else LogMark(Mark(row["last"], _pairs(row["gaps"])), row["closed"], row["gone"])
+        if row["gone"] or row["last"] is None
+        else LogMark(row["last"], _pairs(row["gaps"]), row["closed"])
         async for row in rows
     }
 
@@ -136,12 +135,12 @@ async def store_marks(connection: Connection, marks: Mapping[tuple[str, int], Lo
         [
             [log for log, _ in changed],
             [partition for _, partition in changed],
-            [marks[key].mark.last for key in changed],
-            ["{" + ",".join(f"{low},{high}" for low, high in marks[key].mark.gaps) + "}" for key in changed],
+            [marks[key].last for key in changed],
+            ["{" + ",".join(f"{low},{high}" for low, high in marks[key].gaps) + "}" for key in changed],
             [marks[key].closed for key in changed],
         ],
     )
-    complete = sorted({key[0] for key in changed if marks[key].closed and not marks[key].mark.gaps})
+    complete = sorted({key[0] for key in changed if marks[key].closed and not marks[key].gaps})
     for log in complete:
         await _collapse(connection, log, partitions)
 

@@ -7,9 +7,10 @@ encodes and decodes. A test holds the two against each other.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
+from msgspec import Meta
 
 from shared.events import EventData
 
@@ -107,20 +108,27 @@ class EdgeStatus(EventData):
 EVENTS: tuple[type[EventData], ...] = (RequestMetered, LogClosed, KeyUsage, UsageMark, EdgeStatus)
 
 
-class Request(msgspec.Struct, frozen=True, gc=False):
-    """`RequestMetered` (or, with only the first three fields set, `LogClosed`) as the hot path decodes it."""
+_Natural = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+_LONGEST = 366 * 86_400  # seconds
 
-    sequence: int
-    previous: int
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """`RequestMetered` (or, with only the first three fields set, `LogClosed`) as the hot path decodes it.
+
+    Its bounds are checked in decoding: beyond them is what no edge can have written, and no table can hold.
+    """
+
+    sequence: _Natural
+    previous: Annotated[int, Meta(ge=-1, le=2**63 - 1)]
     edge: str
-    key_id: int = 0
-    key_version: int = 0
-    owner_id: int = 0
+    key_id: _Natural = 0
+    key_version: _Natural = 0
+    owner_id: _Natural = 0
     endpoint: str = ""
     route: str = ""
     method: str = ""
-    status_code: int = 0
-    response_time: float = 0.0
+    status_code: Annotated[int, Meta(ge=0, le=999)] = 0
+    response_time: Annotated[float, Meta(ge=0, lt=_LONGEST)] = 0.0
     decision: str = ""
     via: str = ""
     request_id: str = ""
@@ -139,7 +147,7 @@ class RequestEvent(msgspec.Struct, frozen=True, gc=False):
     id: str
     source: str
     type: str
-    time: datetime
+    time: Annotated[datetime, Meta(tz=True)]
     data: Request
     subject: str | None = None
     specversion: str = "1.0"

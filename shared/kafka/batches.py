@@ -1,12 +1,14 @@
-"""Batches of records in which a header's name may be any bytes.
+"""Records as aiokafka's parser makes them, and a header's name may be any bytes.
 
-Kafka takes such names and looks at none of them; aiokafka 0.14 decodes them as UTF-8, and its consumer raises at the same
-record for ever. Here they come with `\\xff` for what can't be decoded. It stands in for the fetcher's `MemoryRecords`.
+aiokafka 0.14 copies each record into a dataclass, for more than the parsing itself takes; here that is left out. And it
+decodes names of headers as UTF-8, though Kafka takes any: its consumer raises at the same record for ever. Here they come
+with `\\xff` for what can't be decoded. All of it stands in for classes of the fetcher.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from aiokafka.consumer import fetcher
@@ -16,11 +18,46 @@ from aiokafka.record.util import decode_varint
 from typing_extensions import override
 
 _OVERHEAD = 12  # base offset and length, which does not count these
+_BYTES = 8 << 20
+_STEP = 250
 
 
-def read_any_names() -> None:
+def read_so() -> None:
     """From now on aiokafka's consumers read so."""
     fetcher.MemoryRecords = _Batches  # type: ignore[bad-assignment]
+    fetcher.PartitionRecords = _Records  # type: ignore[bad-assignment]
+    fetcher.FetchResult = _Result  # type: ignore[bad-assignment]
+
+
+class _Records(fetcher.PartitionRecords):
+    @override
+    def _consumer_record(self, _: object, record: Any) -> Any:  # type: ignore[bad-override-param-name]
+        return record
+
+
+class _Result(fetcher.FetchResult):
+    """`getall` ends after some megabytes: what a batch unpacks to is no more bounded than how well it was packed."""
+
+    _partition_records: Any
+
+    @override
+    def getall(self, max_records: int | None = None) -> list[Any]:
+        if not self.check_assignment(self._topic_partition) or not self.has_more():
+            return []
+        found: list[Any] = []
+        left = 1 << 62 if max_records is None else max_records
+        room = _BYTES
+        while left > 0 and room > 0:
+            step = list(islice(self._partition_records, min(left, _STEP)))
+            found += step
+            room -= sum(len(record.value or b"") for record in step)
+            left -= len(step)
+            if len(step) < _STEP and left > 0:
+                self._update_position()
+                self._partition_records = None
+                return found
+        self._update_position()
+        return found
 
 
 class _Batches:
@@ -53,10 +90,9 @@ class _Batch:
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            yield from self._batch
+            return iter(list(self._batch))
         except UnicodeDecodeError:
-            # From the start: the fetcher passes over the offsets that it had.
-            yield from _AnyNames(self._data)
+            return iter(list(_AnyNames(self._data)))
 
 
 class _AnyNames(_DefaultRecordBatchPy):  # type: ignore[invalid-inheritance]

@@ -5,23 +5,38 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Self
+from typing import Protocol, Self, cast
 
 from aiokafka import AIOKafkaConsumer
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
-from aiokafka.structs import ConsumerRecord
 from aiokafka.structs import TopicPartition as Partition
 
-from shared.kafka.batches import read_any_names
+from shared.kafka.batches import read_so
 from shared.kafka.errors import KafkaUnavailable, OutOfRange, guarded
 
-Record = ConsumerRecord[bytes, bytes]
+
+class Record(Protocol):
+    """A record, whose topic and partition are known. `timestamp` (ms) is the broker's if `timestamp_type` is 1."""
+
+    @property
+    def offset(self) -> int: ...  # noqa: D102
+    @property
+    def timestamp(self) -> int: ...  # noqa: D102
+    @property
+    def timestamp_type(self) -> int: ...  # noqa: D102
+    @property
+    def key(self) -> bytes | None: ...  # noqa: D102
+    @property
+    def value(self) -> bytes | None: ...  # noqa: D102
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]: ...  # noqa: D102
+
 
 _STUCK_AFTER = 45.0
 _REBALANCE = 60.0
 
-read_any_names()
+read_so()
 
 
 class _Listener(ConsumerRebalanceListener):
@@ -162,7 +177,7 @@ class Reader:
             self._moved = _now()
         elif _now() - self._moved > _STUCK_AFTER:
             await self._check_stuck()
-        return found
+        return cast(dict[Partition, list[Record]], found)
 
     async def _check_stuck(self) -> None:
         for partition, (_, end) in (await self.bounds(self.assignment() - self._client.paused())).items():

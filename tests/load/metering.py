@@ -9,8 +9,7 @@ from pathlib import Path
 
 import psycopg
 
-from services.usage import store
-from services.usage.domain import count
+from services.usage.worker import Requests
 from shared.events.requests import decode_request
 from shared.events.topics import REQUEST_EVENTS
 from shared.kafka import Producer, ensure_topics
@@ -118,7 +117,8 @@ async def _copy(database: str, values: Sequence[bytes]) -> float:
             await connection.execute("SELECT 1")
         began = time.monotonic()
         for start in range(0, len(values), _BATCH):
-            events = [decode_request(value) for value in values[start : start + _BATCH]]
+            work = Requests()
+            work.add([decode_request(value) for value in values[start : start + _BATCH]])
             async with pool.connection() as connection, connection.transaction():
-                await store.record(connection, events, count(events))
+                await work.store(connection)
         return len(values) / (time.monotonic() - began)

@@ -17,7 +17,7 @@ from unittest import mock
 
 import psycopg
 
-from shared.consumer.intake import LogMark, StreamVersion
+from shared.consumer.intake import LogMark, Poison, StreamVersion
 from shared.consumer.store import Offset, Superseded
 from shared.kafka import Partition, Record
 
@@ -174,7 +174,7 @@ async def _store_marks(at: FakeConnection, marks: Mapping[tuple[str, int], LogMa
         tables.marks.update(changed)
         for log in {log for log, _ in changed}:
             held = [mark for (name, _), mark in tables.marks.items() if name == log]
-            if len(held) == partitions and all(mark.closed and not mark.mark.gaps for mark in held):
+            if len(held) == partitions and all(mark.closed and not mark.gaps for mark in held):
                 tables.closed.add(log)
                 tables.marks = {key: mark for key, mark in tables.marks.items() if key[0] != log}
 
@@ -196,17 +196,18 @@ async def _store_versions(at: FakeConnection, topic: str, versions: Mapping[str,
     await at.write(lambda tables: tables.versions.update(changed))
 
 
-async def _park(at: FakeConnection, topics: dict[str, str], poison: Iterable[tuple[Record, str]]) -> None:
-    for record, _ in poison:
-        key = topics[record.topic], record.partition, record.offset
+async def _park(at: FakeConnection, topics: dict[str, str], poison: Iterable[Poison]) -> None:
+    for (topic, number), record, _ in poison:
+        key = topics[topic], number, record.offset
         await at.write(lambda tables, key=key, value=record.value: tables.letters.update({key: value}))
 
 
-async def _parked(at: FakeConnection, topic_id: str, records: Collection[Record]) -> set[tuple[int, int]]:
+async def _parked(
+    at: FakeConnection, topic_id: str, records: Collection[tuple[Partition, Record]]
+) -> set[tuple[int, int]]:
     letters = at.database.tables.letters
-    return await at.database.exchange(
-        lambda: {(r.partition, r.offset) for r in records if (topic_id, r.partition, r.offset) in letters}
-    )
+    places = [(partition.partition, record.offset) for partition, record in records]
+    return await at.database.exchange(lambda: {place for place in places if (topic_id, *place) in letters})
 
 
 async def _clean(at: FakeConnection) -> int:

@@ -130,4 +130,4 @@ def _read(records: Iterable[Record]) -> Iterable[_Data]:
             if record.value is not None:
                 yield _decode(record.value).data
         except (msgspec.DecodeError, RecursionError) as error:
-            _log.warning("unreadable usage mark", partition=record.partition, offset=record.offset, error=str(error))
+            _log.warning("unreadable usage mark", key=record.key, offset=record.offset, error=str(error))

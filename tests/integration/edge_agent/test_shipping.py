@@ -47,7 +47,7 @@ class Taken:
         name, data = (event.source, partition), event.data
         headers = {"source": event.source, "sequence": str(data.sequence), "previous": str(data.previous)}
         headers["content-type"] = "application/cloudevents+json"
-        assert {header: value.decode() for header, value in record.headers} == headers
+        assert {header: (value or b"").decode() for header, value in record.headers} == headers
         if event.type == LogClosed.TYPE:
             self.closed[event.source].add(partition)
             self.marks[name] = close(self.marks[name], data.sequence, data.previous)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 from unittest import mock
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from typing_extensions import override
 
-from shared.consumer.loop import Consumer, Kind, Subscription
+from shared.consumer.loop import Consumer, Kind, Subscription, Together
 from shared.consumer.poison import Tolerance
 from shared.consumer.records import Event
 from shared.events.requests import RequestEvent
@@ -46,8 +46,12 @@ async def store_events(connection: Connection, events: Sequence[Event]) -> None:
         )
 
 
-BY_MARKS = Subscription(REQUESTS, Kind.MARKS, store_requests)
-BY_VERSIONS = Subscription(STREAMS, Kind.VERSIONS, store_events)
+def by_marks(handler: Callable[[Connection, Sequence[RequestEvent]], Awaitable[None]]) -> Subscription:
+    return Subscription(REQUESTS, Kind.MARKS, lambda: Together(handler))
+
+
+BY_MARKS = by_marks(store_requests)
+BY_VERSIONS = Subscription(STREAMS, Kind.VERSIONS, lambda: Together(store_events))
 
 
 class Bench:

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 
 from shared.consumer import dead_letters
 from shared.consumer.intake import RETENTION
-from shared.consumer.loop import Consumer, Subscription
+from shared.consumer.loop import Consumer
 from shared.events.requests import RequestEvent
 from shared.kafka import Partition, Producer, cluster_id, ensure_topics
 from shared.postgres import MIGRATIONS, Connection, migrate, open_pool
@@ -29,6 +29,7 @@ from tests.integration.shared.consuming import (
     Bench,
     Gate,
     bench,
+    by_marks,
     identities,
     key_on,
     names_of_any_bytes,
@@ -194,7 +195,7 @@ async def test_broken_connections_and_unknown_commits_lose_and_repeat_nothing(re
         if dice.random() < 0.3:
             await requests.do("SELECT pg_terminate_backend(%s)", [connection.info.backend_pid])
 
-    requests.subscription = replace(BY_MARKS, handler=unlucky)
+    requests.subscription = by_marks(unlucky)
     log, sent = Log(), list[Written]()
     async with requests.consumer():
         for _ in range(12):
@@ -287,7 +288,7 @@ async def test_what_only_the_database_refuses_is_found_and_parked(requests: Benc
         for event in events:
             await connection.execute("SELECT 1 / %s", [event.data.status_code])
 
-    requests.subscription = replace(BY_MARKS, handler=picky)
+    requests.subscription = by_marks(picky)
     log = Log()
     records = [log.write(1 + index % 20, status_code=0 if index in (7, 30, 31) else 200) for index in range(60)]
     await requests.ship(records)
@@ -310,7 +311,7 @@ async def test_poison_of_many_stops_the_consumer_instead_of_emptying_the_topic(
             raise LookupError("a bug")
         await store_requests(connection, events)
 
-    requests.subscription = replace(BY_MARKS, handler=handler)
+    requests.subscription = by_marks(handler)
     log = Log()
     records = [log.write(key, owner_id=key) for key in range(1, 61)]
     await requests.ship(records)
@@ -331,7 +332,7 @@ async def test_poison_of_one_owner_stops_nobody(requests: Bench) -> None:
             "SELECT 1 / min(x) FROM unnest(%s::int[]) AS x", [[e.data.status_code for e in events]]
         )
 
-    requests.subscription = replace(BY_MARKS, handler=picky)
+    requests.subscription = by_marks(picky)
     log, bad = Log(), 0
     records = []
     for number in range(1500):
@@ -530,7 +531,7 @@ async def test_only_one_of_two_that_hold_the_same_batch_stores_it(requests: Benc
         await store_requests(connection, events)
         await connection.execute("DELETE FROM request_marks")
 
-    requests.subscription = Subscription(REQUESTS, BY_MARKS.kind, forget_marks)
+    requests.subscription = by_marks(forget_marks)
     log, sent = Log(), list[Written]()
     producer, lost = await Producer.open(requests.kafka), REGISTRY.get_sample_value(LOST_TAILS)
     async with requests.consumer(), requests.consumer(group="other"):
@@ -557,7 +558,7 @@ async def test_consumer_stuck_in_a_copy_does_not_hold_up_its_successor(requests:
     log = Log()
     records = traffic(log, 100)
     await requests.ship(records)
-    requests.subscription = replace(BY_MARKS, handler=stuck)
+    requests.subscription = by_marks(stuck)
     async with requests.consumer(group="stuck") as zombie:
         await begun.wait()
         requests.subscription = BY_MARKS
@@ -579,7 +580,7 @@ async def test_offset_that_came_back_meanwhile_is_not_the_one_that_was_held(requ
             await requests.do("UPDATE consumer_offsets SET turn = turn + 2")
         await store_requests(connection, events)
 
-    requests.subscription = replace(BY_MARKS, handler=slow)
+    requests.subscription = by_marks(slow)
     records = [log.write(key) for _ in range(20)]
     await requests.ship(records[:10])
     async with requests.consumer():

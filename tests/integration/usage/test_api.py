@@ -45,7 +45,9 @@ def callers(tmp_path: Path) -> Callers:
 
 async def store(pool: Pool, records: Sequence[Written]) -> None:
     async with transaction(pool) as connection:
-        await worker.store_requests(connection, [record.event for record in records])
+        work = worker.Requests()
+        work.add([record.event for record in records])
+        await work.store(connection)
 
 
 async def test_calls_have_the_six_documented_fields(pool: Pool, client: httpx2.AsyncClient, callers: Callers) -> None:

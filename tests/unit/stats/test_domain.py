@@ -113,7 +113,9 @@ def call(status: int, seconds: float, *, decision: str = "allowed", via: str = "
 
 
 def test_only_proxied_calls_have_an_outcome_and_a_time() -> None:
-    found = count(
+    found: dict[int, Calls] = {}
+    count(
+        found,
         [
             call(200, 0.1),
             call(399, 0.2),
@@ -122,13 +124,15 @@ def test_only_proxied_calls_have_an_outcome_and_a_time() -> None:
             call(200, 9.0, via="authz"),
             call(429, 9.0, decision="rate_limited"),
             call(200, 9.0, via="session"),
-        ]
+        ],
     )
     assert found == {7: Calls(3, calls=5, proxied=4, succeeded=2, response_microseconds=600_000, last_used=NOON)}
 
 
 def test_refusals_alone_leave_no_trace() -> None:
-    assert count([call(403, 0.1, decision="forbidden")]) == {}
+    found: dict[int, Calls] = {}
+    count(found, [call(403, 0.1, decision="forbidden")])
+    assert found == {}
 
 
 @pytest.mark.parametrize(("succeeded", "proxied", "rate"), [(0, 0, 0.0), (191, 200, 95.5), (2, 3, 66.7), (3, 3, 100.0)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import msgspec
@@ -17,14 +17,16 @@ from shared.consumer.intake import (
     RETENTION,
     Intake,
     LogMark,
+    Poison,
     StreamVersion,
     by_marks,
     by_versions,
     latest,
+    one_by_one,
     read_streams,
 )
 from shared.consumer.marks import Mark
-from shared.consumer.records import Fetched, read_log_records
+from shared.consumer.records import Fetched, read_log_records, read_logs
 from shared.events.requests import LogClosed, Request, RequestEvent, RequestMetered, encode_request
 from shared.kafka import Partition, Record
 
@@ -32,11 +34,11 @@ NOW = datetime(2024, 3, 21, 12, tzinfo=UTC)
 P0, P1 = Partition("topic", 0), Partition("topic", 1)
 
 
-def record(offset: int, value: bytes | None, key: bytes = b"", headers: Any = (), partition: int = 0) -> Record:
+def record(offset: int, value: bytes | None, key: bytes = b"", headers: Any = (), partition: int = 0) -> Any:
     return ConsumerRecord("topic", partition, offset, 0, 0, key, value, None, 0, 0, headers)
 
 
-def metered(offset: int, sequence: int, previous: int, kind: str = RequestMetered.TYPE, **changes: Any) -> Record:
+def metered(offset: int, sequence: int, previous: int, kind: str = RequestMetered.TYPE, **changes: Any) -> Any:
     plain: dict[str, Any] = {"key_id": 7, "owner_id": 3, "status_code": 200, "decision": "allowed", "via": "proxy"}
     moment, source = changes.pop("time", NOW), changes.pop("source", "log")
     data = Request(sequence, previous, "edge-1", **plain | changes)
@@ -54,14 +56,20 @@ def streams(fetched: Fetched, versions: dict[str, StreamVersion], parked: set[tu
     return by_versions(read_streams(fetched), versions, parked)
 
 
-def sequences(records: list[Record], marks: dict[tuple[str, int], LogMark]) -> tuple[list[int], list[int]]:
+def sequences(records: list[Record], marks: dict[str, LogMark]) -> tuple[list[int], list[int]]:
     """Ordinals taken, and offsets parked."""
-    read, lost = read_log_records({P0: records})
-    part = by_marks(read, marks, NOW)
-    return [event.data.sequence for event in part.events], sorted(r.offset for r, _ in [*part.poison, *lost])
+    taken, part = logged(records, marks)
+    return [event.data.sequence for event in taken], sorted(record.offset for _, record, _ in part.poison)
 
 
-def fresh() -> dict[tuple[str, int], LogMark]:
+def logged(records: list[Record], marks: dict[str, LogMark], size: int = 1) -> tuple[list[RequestEvent], Intake]:
+    """What is taken of them, so many at once, and the rest."""
+    part = Intake()
+    slices = [records[at : at + size] for at in range(0, len(records), size)]
+    return [event for each in slices for event in by_marks(part, P0, read_logs(each), marks, NOW)], part
+
+
+def fresh() -> dict[str, LogMark]:
     return defaultdict(LogMark)
 
 
@@ -84,7 +92,7 @@ BAD: list[dict[str, Any]] = [
 def test_implausible_events_are_parked_and_move_the_mark(change: dict[str, Any]) -> None:
     marks = fresh()
     assert sequences([metered(0, 0, -1), metered(1, 1, 0, **change), metered(2, 2, 1)], marks) == ([0, 2], [1])
-    assert marks["log", 0].mark == Mark(2)
+    assert marks["log"].mark == Mark(2)
 
 
 def test_text_that_only_looks_like_nul_is_taken() -> None:
@@ -96,7 +104,7 @@ def test_unreadable_record_is_known_by_its_headers(value: bytes | None) -> None:
     marks, whole = fresh(), metered(1, 1, 0)
     broken = record(1, value, headers=whole.headers)
     assert sequences([metered(0, 0, -1), broken, metered(2, 2, 1), broken], marks) == ([0, 2], [1])
-    assert marks["log", 0].mark == Mark(2)
+    assert marks["log"].mark == Mark(2)
 
 
 @pytest.mark.parametrize(
@@ -116,32 +124,32 @@ def test_record_without_an_identity_is_parked_and_leaves_a_gap(headers: list[tup
     marks = fresh()
     records = [metered(0, 0, -1), record(1, b"junk", headers=headers), metered(2, 2, 1)]
     assert sequences(records, marks) == ([0, 2], [1])
-    assert marks["log", 0].mark == Mark(2, ((0, 1),))
+    assert marks["log"].mark == Mark(2, ((0, 1),))
 
 
 def test_unknown_types_move_the_mark_and_are_not_stored() -> None:
     marks = fresh()
     assert sequences([metered(0, 0, -1, kind="request.rated"), metered(1, 1, 0)], marks) == ([1], [])
-    assert marks["log", 0] == LogMark(Mark(1), changed=True)
+    assert marks["log"] == LogMark(1, changed=True)
 
 
 def test_log_that_is_gone_gives_duplicates_only() -> None:
-    marks = {("log", 0): LogMark(gone=True)}
+    marks = {"log": LogMark(gone=True)}
     assert sequences([metered(0, 5, 4), metered(1, 6, 5, kind=LogClosed.TYPE)], marks) == ([], [])
-    assert marks == {("log", 0): LogMark(gone=True)}
+    assert marks == {"log": LogMark(gone=True)}
 
 
 def test_repeats_do_not_touch_the_mark() -> None:
-    marks = {("log", 0): LogMark(Mark(5), closed=True)}
+    marks = {"log": LogMark(5, closed=True)}
     assert sequences([metered(0, 4, 3), metered(1, 5, 4, kind=LogClosed.TYPE)], marks) == ([], [])
-    assert not marks["log", 0].changed
+    assert not marks["log"].changed
 
 
 def test_times_are_held_within_bounds() -> None:
     times = [NOW - timedelta(days=400), NOW, NOW + timedelta(days=400)]
-    read, _ = read_log_records({P0: [metered(n, n, n - 1, time=moment) for n, moment in enumerate(times)]})
-    part = by_marks(read, fresh(), NOW)
-    assert [event.time for event in part.events] == [NOW - RETENTION, NOW, NOW + timedelta(minutes=1)]
+    records = [metered(n, n, n - 1, time=moment) for n, moment in enumerate(times)]
+    taken, part = logged(records, fresh())
+    assert [event.time for event in taken] == [NOW - RETENTION, NOW, NOW + timedelta(minutes=1)]
     assert part.clamped == 2
 
 
@@ -186,13 +194,13 @@ def test_hole_stops_its_partition_only() -> None:
 )
 def test_unreadable_relayed_events_are_parked(bad: Record) -> None:
     part = streams({P0: [bad, relayed(1, "c", 1)]}, defaultdict(StreamVersion))
-    assert [found.offset for found, _ in part.poison] == [0]
+    assert [found.offset for _, found, _ in part.poison] == [0]
     assert [event.subject for event in part.events] == ["c"]
 
 
 def test_latest_takes_everything_but_deletions() -> None:
     part = latest({P0: [relayed(0, "a", 0), record(1, None, b"a"), relayed(2, "a", 0), record(3, b"junk", b"a")]})
-    assert ([r.offset for r in part.records], [r.offset for r, _ in part.poison]) == ([0, 2], [3])
+    assert ([r.offset for _, r in part.origins], [r.offset for _, r, _ in part.poison]) == ([0, 2], [3])
 
 
 POISON = [
@@ -208,7 +216,7 @@ def test_parked_event_does_not_stop_its_stream(bad: Record) -> None:
     versions = defaultdict[str, StreamVersion](StreamVersion)
     part = streams({P0: [relayed(0, "a", 1), bad, relayed(2, "a", 3), relayed(3, "b", 1)]}, versions)
     assert [(event.subject, event.streamversion) for event in part.events] == [("a", 1), ("a", 3), ("b", 1)]
-    assert ([found.offset for found, _ in part.poison], part.stopped) == ([1], {})
+    assert ([found.offset for _, found, _ in part.poison], part.stopped) == ([1], {})
     assert versions["a"] == StreamVersion(3, 0, changed=True)
 
 
@@ -235,8 +243,8 @@ def test_times_are_held_within_bounds_of_when_the_broker_had_them() -> None:
     early = metered(0, 0, -1, time=received - timedelta(days=8))
     late = metered(1, 1, 0, time=NOW)
     stamped = [replace(each, timestamp=int(received.timestamp() * 1000), timestamp_type=1) for each in (early, late)]
-    part = by_marks(read_log_records({P0: stamped})[0], fresh(), NOW)
-    assert [event.time for event in part.events] == [received - RETENTION, received + timedelta(minutes=1)]
+    taken, part = logged(stamped, fresh())
+    assert [event.time for event in taken] == [received - RETENTION, received + timedelta(minutes=1)]
     assert part.clamped == 2
 
 
@@ -245,5 +253,66 @@ def test_times_that_have_no_utc_are_held_within_bounds(moment: str) -> None:
     value = metered(0, 0, -1).value or b""
     odd = replace(metered(0, 0, -1), value=value.replace(b"2024-03-21T12:00:00Z", moment.encode()))
     assert odd.value != value
-    part = by_marks(read_log_records({P0: [odd]})[0], fresh(), NOW)
-    assert [abs(event.time - NOW) <= RETENTION for event in part.events] == [True]
+    taken, _ = logged([odd], fresh())
+    assert [abs(event.time - NOW) <= RETENTION for event in taken] == [True]
+
+
+ODD: list[dict[str, Any]] = [
+    *BAD,
+    {"kind": LogClosed.TYPE, "key_id": 0, "owner_id": 0},
+    {"kind": "request.rated"},
+    {"kind": "request.rated", "key_id": 0},
+    {"source": "other"},
+    {"source": "a\x00"},
+    {"source": "gone"},
+    {"endpoint": '/"\\'},
+    {"time": NOW - timedelta(days=400)},
+    {"time": NOW + timedelta(days=400)},
+    {"time": NOW.astimezone(timezone(timedelta(hours=5)))},
+    {"decision": "rate_limited"},
+]
+JUNK = [None, b"", b"{", b'{"data": 1}', b"\xff", b"[" * 5000]
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> list[Record]:
+    """A log in its partition, mostly as it was written: with repeats, holes, predecessors that are none, and odd records."""
+    found: list[Record] = []
+    last = -1
+    for offset in range(draw(st.integers(0, 25))):
+        back = draw(st.sampled_from([1, 1, 1, 1, 1, 2, 3, 0, -2]))
+        sequence, previous = last + back, draw(st.sampled_from([last, last, last, last, last - 1, last + 1]))
+        change = draw(st.one_of(st.just({}), st.just({}), st.sampled_from(ODD)))
+        made = metered(offset, max(sequence, 0), max(previous, -1), **change)
+        if draw(st.integers(0, 9)) == 0:
+            made = replace(made, value=draw(st.sampled_from(JUNK)))
+        if draw(st.booleans()):
+            received = NOW - timedelta(days=draw(st.integers(0, 9)))
+            made = replace(made, timestamp=int(received.timestamp() * 1000), timestamp_type=1)
+        found.append(made)
+        last = max(last, sequence)
+    return found
+
+
+@given(arrivals(), st.integers(1, 30))
+def test_what_is_taken_in_one_go_is_what_is_taken_one_by_one(records: list[Record], size: int) -> None:
+    """With what is parked, and why, and the marks after it."""
+    quick, slow = ({"gone": LogMark(gone=True)} for _ in range(2))
+    marks, careful = defaultdict(LogMark, quick), defaultdict(LogMark, slow)
+    taken, part = logged(records, marks, size)
+    whole = Intake()
+    for each in records:
+        found, nameless = read_log_records([each])
+        whole.poison += [(P0, record, error) for record, error in nameless]
+        whole.events += [event for _, event in one_by_one(whole, P0, found, careful, NOW)]
+    assert taken == whole.events
+    assert marks == careful
+    assert (sorted_by_offset(part.poison), part.duplicates, part.clamped) == (
+        sorted_by_offset(whole.poison),
+        whole.duplicates,
+        whole.clamped,
+    )
+
+
+def sorted_by_offset(poison: list[Poison]) -> list[tuple[int, str]]:
+    return sorted((record.offset, error) for _, record, error in poison)

@@ -142,7 +142,7 @@ def test_error_that_nobody_thought_of_ends_no_process(world: World, monkeypatch:
         raise RuntimeError("what nobody thought of")
 
     with monkeypatch.context() as patched:
-        patched.setattr("shared.consumer.loop.portions", fault)
+        patched.setattr("shared.consumer.batch.read_logs", fault)
         shipped(world, 10)
         running = world.start()
         world.run(100)

@@ -43,7 +43,7 @@ NULLS = record(0, None, None, [("source", None), ("sequence", None), ("previous"
 @example(NULLS)
 @given(anything)
 def test_any_record_is_an_event_or_parked(odd: Record) -> None:
-    found, nameless = read_log_records({P0: [odd]})
+    found, nameless = read_log_records([odd])
     assert len(found) + len(nameless) == 1
     [stream] = read_streams({P0: [odd]})[P0]
     assert (stream.event is None) == bool(stream.error)

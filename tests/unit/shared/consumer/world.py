@@ -15,7 +15,7 @@ import msgspec
 
 from shared.consumer.loop import Consumer
 from shared.consumer.poison import Tolerance
-from shared.consumer.transaction import Kind, Subscription
+from shared.consumer.transaction import Kind, Subscription, Together
 from shared.events.requests import RequestEvent
 from shared.events.topics import Topic
 from shared.kafka import Partition
@@ -50,8 +50,8 @@ async def _store(connection: FakeConnection, rows: list[tuple[str, int]]) -> Non
 
 
 SUBSCRIPTIONS = [
-    Subscription(REQUESTS, Kind.MARKS, store_requests),
-    Subscription(STREAMS, Kind.VERSIONS, store_streams),
+    Subscription(REQUESTS, Kind.MARKS, lambda: Together(store_requests)),
+    Subscription(STREAMS, Kind.VERSIONS, lambda: Together(store_streams)),
 ]
 
 
