@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import psycopg
 import structlog
 from psycopg import AsyncConnection, _copy_base, adapters, errors
-from psycopg.adapt import Transformer
+from psycopg.adapt import Dumper, Transformer
 from psycopg.pq import Format
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -126,6 +127,26 @@ def _cut_after(connection: Connection, seconds: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+class Bigints(tuple[int, ...]):
+    """A bigint[] as a parameter: packed at once. The library goes through a list one by one, twenty times as long."""
+
+
+class _Pack(Dumper):
+    format = Format.BINARY
+    oid = adapters.types["int8"].array_oid
+
+    @override
+    def dump(self, obj: Bigints) -> bytes:
+        count = len(obj)
+        sized = [8] * (2 * count)
+        sized[1::2] = obj
+        head = (1, 0, adapters.types["int8"].oid, count, 1) if count else (0, 0, adapters.types["int8"].oid)
+        return struct.pack(f"!{len(head)}i{'iq' * count}", *head, *sized)
+
+
+adapters.register_dumper(Bigints, _Pack)
 
 
 class BinaryRows:

@@ -6,9 +6,30 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 
 from services.stats.domain import Calls, Key, Ticket
-from shared.postgres import Connection
+from shared.postgres import Bigints, Connection
+
+_ADD_CALLS = """
+UPDATE key_calls AS c
+SET calls = c.calls + a.calls, proxied = c.proxied + a.proxied, succeeded = c.succeeded + a.succeeded,
+    response_microseconds = c.response_microseconds + a.microseconds, last_used = greatest(c.last_used, a.last_used)
+FROM unnest(%(keys)s, %(calls)s, %(proxied)s, %(succeeded)s, %(microseconds)s, %(last_used)b::timestamptz[])
+    AS a (key_id, calls, proxied, succeeded, microseconds, last_used)
+WHERE c.key_id = a.key_id
+"""
+# Those that are not there. One that another consumer begins at the same time is added to.
+_BEGIN_CALLS = """
+INSERT INTO key_calls AS c (key_id, owner_id, calls, proxied, succeeded, response_microseconds, last_used)
+SELECT * FROM unnest(
+    %(keys)s, %(owners)s, %(calls)s, %(proxied)s, %(succeeded)s, %(microseconds)s, %(last_used)b::timestamptz[]
+) AS a (key_id, owner_id, calls, proxied, succeeded, microseconds, last_used)
+WHERE NOT EXISTS (SELECT FROM key_calls AS k WHERE k.key_id = a.key_id)
+ON CONFLICT (key_id) DO UPDATE SET calls = c.calls + excluded.calls, proxied = c.proxied + excluded.proxied,
+    succeeded = c.succeeded + excluded.succeeded, last_used = greatest(c.last_used, excluded.last_used),
+    response_microseconds = c.response_microseconds + excluded.response_microseconds
+"""
 
 
 @dataclass(frozen=True)
@@ -101,23 +122,19 @@ async def _count_tickets(connection: Connection, tickets: Collection[Ticket]) ->
 
 async def add_calls(connection: Connection, counts: dict[int, Calls]) -> None:
     """Adds to the keys' calls, in the order of their ids."""
-    await connection.execute(
-        "INSERT INTO key_calls AS c (key_id, owner_id, calls, proxied, succeeded, response_microseconds, last_used)"
-        " SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::numeric[],"
-        " %s::timestamptz[])"
-        " ON CONFLICT (key_id) DO UPDATE SET calls = c.calls + excluded.calls, proxied = c.proxied + excluded.proxied,"
-        " succeeded = c.succeeded + excluded.succeeded, last_used = greatest(c.last_used, excluded.last_used),"
-        " response_microseconds = c.response_microseconds + excluded.response_microseconds",
-        [
-            list(counts),
-            [added.owner_id for added in counts.values()],
-            [added.calls for added in counts.values()],
-            [added.proxied for added in counts.values()],
-            [added.succeeded for added in counts.values()],
-            [Decimal(added.response_microseconds) for added in counts.values()],
-            [added.last_used for added in counts.values()],
-        ],
-    )
+    keys = Bigints(sorted(counts))
+    added = [counts[key] for key in keys]
+    values: dict[str, Any] = {
+        "keys": keys,
+        "calls": Bigints([each.calls for each in added]),
+        "proxied": Bigints([each.proxied for each in added]),
+        "succeeded": Bigints([each.succeeded for each in added]),
+        "microseconds": Bigints([each.response_microseconds for each in added]),
+        "last_used": [each.last_used for each in added],
+    }
+    updated = await connection.execute(_ADD_CALLS, values)
+    if updated.rowcount < len(keys):
+        await connection.execute(_BEGIN_CALLS, values | {"owners": Bigints([each.owner_id for each in added])})
 
 
 async def totals(connection: Connection, owner_id: int) -> Totals:

@@ -59,7 +59,7 @@ class Requests:
     async def store(self, connection: Connection) -> None:
         """Adds what was counted."""
         if self._counts:
-            await store.add_calls(connection, dict(sorted(self._counts.items())))
+            await store.add_calls(connection, self._counts)
 
 
 async def _fold(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -11,10 +11,10 @@ from psycopg.types.json import Jsonb
 
 from services.usage.domain import Count
 from shared.events.requests import Decision, RequestEvent, UsageMark
-from shared.postgres import BinaryRows, Connection
+from shared.postgres import Bigints, BinaryRows, Connection
 from shared.relay.checkpoint import Written
 
-_FLAGGED_AT_ONCE = 10_000
+_TOLD_AT_ONCE = 10_000
 _COPY = (
     "COPY request_log (key_id, owner_id, time, call, status_code, response_time, endpoint, method, decision, via, route,"
     " key_version, edge, request_id, correlation_id, client_address, source, sequence) FROM STDIN (FORMAT BINARY)"
@@ -45,6 +45,27 @@ SELECT m.*, coalesce(o.next_offset, 0) AS next_offset FROM (
     ) AS ended, generate_series(0, partitions - 1) AS n
 ) AS m LEFT JOIN consumer_offsets o ON o.topic = %(topic)s AND o.partition = m.partition ORDER BY closed, log, partition
 """
+
+
+_ADD = """
+WITH told AS (INSERT INTO changed_keys (keys) VALUES (%(keys)s))
+UPDATE key_counters AS c
+SET rows = c.rows + a.rows, calls = c.calls + a.calls, last_used = greatest(c.last_used, a.last_used)
+FROM unnest(%(keys)s, %(rows)s, %(calls)s, %(last_used)b::timestamptz[]) AS a (key_id, rows, calls, last_used)
+WHERE c.key_id = a.key_id
+"""
+# Those that are not there. One that another consumer begins at the same time is added to.
+_BEGIN = """
+INSERT INTO key_counters AS c (key_id, owner_id, rows, calls, last_used)
+SELECT * FROM unnest(%(keys)s, %(owners)s, %(rows)s, %(calls)s, %(last_used)b::timestamptz[])
+    AS a (key_id, owner_id, rows, calls, last_used)
+WHERE NOT EXISTS (SELECT FROM key_counters AS k WHERE k.key_id = a.key_id)
+ON CONFLICT (key_id) DO UPDATE SET rows = c.rows + excluded.rows, calls = c.calls + excluded.calls,
+    last_used = greatest(c.last_used, excluded.last_used)
+"""
+_TOLD = "SELECT id FROM changed_keys ORDER BY id LIMIT %s"
+_USAGE = "SELECT key_id, owner_id, calls AS usage_count, last_used FROM key_counters WHERE key_id = ANY(%s)"
+_CHANGED_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True)
@@ -121,23 +142,20 @@ def _row(event: RequestEvent) -> tuple[Any, ...]:
 
 
 async def record(connection: Connection, rows: Rows, counts: dict[int, Count]) -> None:
-    """Adds events to the log and to their keys' counters."""
+    """Adds events to the log and to their keys' counters, and tells of those that they change."""
     await rows.store(connection)
     # Sorted by key, so that two consumers lock the counters in one order.
-    counted = sorted(counts.items())
-    await connection.execute(
-        "INSERT INTO key_counters AS c (key_id, owner_id, rows, calls, last_used)"
-        " SELECT * FROM unnest(%s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::timestamptz[])"
-        " ON CONFLICT (key_id) DO UPDATE SET rows = c.rows + excluded.rows, calls = c.calls + excluded.calls,"
-        " last_used = greatest(c.last_used, excluded.last_used), changed = true",
-        [
-            [key for key, _ in counted],
-            [added.owner_id for _, added in counted],
-            [added.rows for _, added in counted],
-            [added.calls for _, added in counted],
-            [added.last_used for _, added in counted],
-        ],
-    )
+    keys = Bigints(sorted(counts))
+    added = [counts[key] for key in keys]
+    values: dict[str, Any] = {
+        "keys": keys,
+        "rows": Bigints([each.rows for each in added]),
+        "calls": Bigints([each.calls for each in added]),
+        "last_used": [each.last_used for each in added],
+    }
+    updated = await connection.execute(_ADD, values)
+    if updated.rowcount < len(keys):
+        await connection.execute(_BEGIN, values | {"owners": Bigints([each.owner_id for each in added])})
 
 
 async def owner_and_rows(connection: Connection, key_id: int) -> tuple[int, int] | None:
@@ -189,17 +207,14 @@ async def save_publication(connection: Connection, written: Written) -> None:
 
 
 async def publish_all_again(connection: Connection) -> None:
-    """Flags everything for publication: Kafka has lost some of it.
-
-    Counters in short steps, each in the order in which consumers lock them: those go on meanwhile.
-    """
+    """Has everything published again: Kafka has lost some of it. In short steps: who counts goes on meanwhile."""
     last: int | None = 0
     while last is not None:
         cursor = await connection.execute(
-            "WITH step AS (SELECT key_id FROM key_counters WHERE key_id > %s ORDER BY key_id LIMIT %s FOR UPDATE),"
-            " flagged AS (UPDATE key_counters c SET changed = true FROM step WHERE c.key_id = step.key_id AND NOT changed)"
+            "WITH step AS (SELECT key_id FROM key_counters WHERE key_id > %s ORDER BY key_id LIMIT %s),"
+            " told AS (INSERT INTO changed_keys (keys) SELECT array_agg(key_id) FROM step HAVING count(*) > 0)"
             " SELECT max(key_id) AS last FROM step",
-            [last, _FLAGGED_AT_ONCE],
+            [last, _TOLD_AT_ONCE],
         )
         row = await cursor.fetchone()
         last = row["last"] if row else None
@@ -207,27 +222,21 @@ async def publish_all_again(connection: Connection) -> None:
     await connection.execute("UPDATE closed_logs SET changed = true")
 
 
-async def changed_usage(connection: Connection, after: int, limit: int) -> list[Usage]:
-    """Counters that changed since they were published, of keys after one, by key."""
-    query = (
-        "SELECT key_id, owner_id, calls AS usage_count, last_used FROM key_counters"
-        " WHERE changed AND key_id > %s ORDER BY key_id LIMIT %s"
-    )
-    return [Usage(**row) async for row in await connection.execute(query, [after, limit])]
+async def changed_usage(connection: Connection, size: int) -> AsyncGenerator[list[Usage]]:
+    """Counters that have changed by now, in parts. Whoever asks for another has published the one before.
 
-
-async def usage_published(connection: Connection, published: Sequence[Usage]) -> None:
-    """Clears the flags of counters that are still as published.
-
-    Passing over those that are being changed: whoever waits for a row here while it holds another can deadlock.
+    At the end it is forgotten that they had changed; those that change again meanwhile are told of again. `connection`
+    commits each statement: the keys wait in a cursor of the server, and nothing is held up by a long transaction.
     """
-    await connection.execute(
-        "UPDATE key_counters SET changed = false WHERE key_id IN ("
-        " SELECT c.key_id FROM key_counters c"
-        " JOIN unnest(%s::bigint[], %s::bigint[]) AS p (key_id, calls) ON c.key_id = p.key_id AND c.calls = p.calls"
-        " FOR UPDATE OF c SKIP LOCKED)",
-        [[row.key_id for row in published], [row.usage_count for row in published]],
-    )
+    told = [row["id"] async for row in await connection.execute(_TOLD, [_CHANGED_AT_ONCE])]
+    if not told:
+        return
+    async with connection.cursor("changed_keys", withhold=True) as keys:
+        await keys.execute("SELECT DISTINCT unnest(keys) AS key_id FROM changed_keys WHERE id = ANY(%s)", [told])
+        while part := await keys.fetchmany(size):
+            rows = await connection.execute(_USAGE, [Bigints([row["key_id"] for row in part])])
+            yield [Usage(**row) async for row in rows]
+    await connection.execute("DELETE FROM changed_keys WHERE id = ANY(%s)", [told])
 
 
 async def changed_marks(connection: Connection, topic: str, turn: Turn, limit: int) -> tuple[list[UsageMark], Turn]:

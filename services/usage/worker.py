@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +21,7 @@ from shared.events.topics import KEY_USAGE, REQUEST_EVENTS, USAGE_MARKS, Topic
 from shared.kafka import Message, Partition, Producer
 from shared.leader import Leader
 from shared.partitions import partition_for
-from shared.postgres import Connection, Pool
+from shared.postgres import AWAY, Connection, Pool
 from shared.relay.checkpoint import Written
 from shared.relay.survey import survey, watch
 from shared.telemetry import Check
@@ -28,9 +29,11 @@ from shared.telemetry import Check
 SOURCE = "keyledger/usage"
 _LOCK = 7_316_004
 _BATCH = 1000
-_USAGE_MAX = 5000
 _MARKS_EVERY = 0.2
 _USAGE_EVERY = 1.0
+_USAGE_SHARE = 0.1
+_USAGE_LATE = 5.0
+"""Totals are published for a share of the time, beside the consumer; a pass over them that takes longer (s), for all of it."""
 _log = structlog.get_logger()
 
 
@@ -69,7 +72,9 @@ class Publisher:
         self._epoch = 1
         self._written = Written()
         self._turn = store.Turn()
-        self._last_key = 0
+        self._pass: AsyncGenerator[list[store.Usage]] | None = None
+        self._due = 0.0
+        self._clock = time.monotonic
 
     def checks(self) -> dict[str, Callable[[], Check]]:
         """For readiness: that this publisher leads, or stands by for the one that does."""
@@ -82,10 +87,14 @@ class Publisher:
     async def _term(self, connection: Connection, producer: Producer, stop: asyncio.Event) -> None:
         await self._reconcile(connection)
         watching = asyncio.ensure_future(watch(self._settings.kafka, lambda: self._written))
+        self._pass, self._due = None, 0.0
         try:
             await self._publish(connection, producer, stop, watching)
         finally:
             watching.cancel()
+            if self._pass:
+                with suppress(*AWAY):
+                    await self._pass.aclose()
 
     async def _reconcile(self, connection: Connection) -> None:
         """Publishes all again when the topics are not those, or lack what was the last, that was published to."""
@@ -102,29 +111,30 @@ class Publisher:
     async def _publish(
         self, connection: Connection, producer: Producer, stop: asyncio.Event, watching: asyncio.Future[None]
     ) -> None:
-        clock = asyncio.get_running_loop().time
-        usage_due = clock()
         while not stop.is_set():
             if watching.done():
                 watching.result()
+            due = self._clock() + _MARKS_EVERY
             marks, self._turn = await store.changed_marks(connection, REQUEST_EVENTS.name, self._turn, _BATCH)
             await self._send(connection, producer, [self._mark(mark) for mark in marks])
             await store.marks_published(connection, marks)
-            if clock() >= usage_due:
-                usage_due = clock() + _USAGE_EVERY
-                await self._publish_usage(connection, producer)
+            await self._publish_usage(connection, producer, due)
             self._leader.check = Check(True, "leading")
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), _MARKS_EVERY)
+                await asyncio.wait_for(stop.wait(), max(0.0, due - self._clock()))
 
-    async def _publish_usage(self, connection: Connection, producer: Producer) -> None:
-        """In turns, so that no key waits for ever when more change in a second than can be published."""
-        usage = await store.changed_usage(connection, self._last_key, _USAGE_MAX)
-        self._last_key = usage[-1].key_id if len(usage) == _USAGE_MAX else 0
-        for at in range(0, len(usage), _BATCH):
-            part = usage[at : at + _BATCH]
-            await self._send(connection, producer, [self._usage(row) for row in part])
-            await store.usage_published(connection, part)
+    async def _publish_usage(self, connection: Connection, producer: Producer, due: float) -> None:
+        """A bit of a pass over the totals that changed, or all that can be done of it until `due` when it is late."""
+        if self._pass is None and self._clock() >= self._due:
+            self._pass, self._due = store.changed_usage(connection, _BATCH), self._clock() + _USAGE_EVERY
+        late = self._clock() > self._due - _USAGE_EVERY + _USAGE_LATE
+        until = due if late else self._clock() + _USAGE_SHARE * _MARKS_EVERY
+        while self._pass and self._clock() < until:
+            part = await anext(self._pass, None)
+            if part is None:
+                self._pass = None
+            else:
+                await self._send(connection, producer, [self._usage(row) for row in part])
 
     async def _send(self, connection: Connection, producer: Producer, messages: Sequence[Message]) -> None:
         if not messages:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 import services.usage
 from services.usage import store
+from services.usage.domain import Count
 from services.usage.settings import Settings
 from services.usage.worker import Publisher
 from shared.events.topics import USAGE_MARKS
 from shared.kafka import Partition
-from shared.postgres import MIGRATIONS, Pool, connect, migrate, open_pool, transaction
+from shared.postgres import MIGRATIONS, Connection, Pool, connect, migrate, open_pool, transaction
 from tests.support.eventually import eventually
 from tests.support.fakebroker import FakeBroker
 from tests.support.fakeclients import installed
+from tests.support.migrations import up_to
 
 pytestmark = pytest.mark.anyio
 
 PARTITIONS = 6
+NOON = datetime(2024, 3, 21, 12, tzinfo=UTC)
 # `many` are more than two turns.
 MANY = 2500
 
@@ -120,13 +124,54 @@ async def _all_published(database: str) -> bool:
         return int(row["n"]) == 0
 
 
-async def test_all_counters_are_flagged_again_in_steps(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_FLAGGED_AT_ONCE", 100)
-    async with pool.connection() as connection:
+async def _counted(connection: Connection, keys: range) -> None:
+    await store.record(connection, store.Rows(), {key: Count(1, 2, 1, NOON) for key in keys})
+
+
+async def _passed(connection: Connection, size: int = 1000) -> list[store.Usage]:
+    return [usage async for part in store.changed_usage(connection, size) for usage in part]
+
+
+async def test_counters_that_changed_are_told_of_until_they_are_published(pool: Pool, database: str) -> None:
+    async with await connect(database) as connection:
+        await _counted(connection, range(1, 951))
+        await _counted(connection, range(900, 1001))
+        begun = store.changed_usage(connection, 100)
+        assert len(await anext(begun)) == 100
+        await begun.aclose()
+        changed = await _passed(connection)
+        assert {usage.key_id: usage.usage_count for usage in changed} == {
+            key: 2 if 900 <= key <= 950 else 1 for key in range(1, 1001)
+        }
+        assert await _passed(connection) == []
+
+
+async def test_counter_that_changes_while_a_pass_goes_on_is_told_of_in_the_next(pool: Pool, database: str) -> None:
+    async with await connect(database) as connection:
+        await _counted(connection, range(1, 11))
+        async for _ in store.changed_usage(connection, 10):
+            await _counted(connection, range(3, 5))
+        assert sorted((usage.key_id, usage.usage_count) for usage in await _passed(connection)) == [(3, 2), (4, 2)]
+
+
+async def test_all_counters_are_published_again_in_steps(
+    pool: Pool, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_TOLD_AT_ONCE", 100)
+    async with await connect(database) as connection:
+        await _counted(connection, range(3, 3 * 951, 3))
+        await _passed(connection)
+        await store.publish_all_again(connection)
+        assert len(await _passed(connection)) == 950
+
+
+async def test_counters_that_were_flagged_are_told_of_after_the_migration(database: str, tmp_path: Path) -> None:
+    own = Path(services.usage.__file__).parent / "migrations"
+    await migrate(database, [MIGRATIONS / "consumer", up_to("0002", own, tmp_path)])
+    async with await connect(database) as connection:
         await connection.execute(
             "INSERT INTO key_counters (key_id, owner_id, rows, calls, changed)"
-            " SELECT 3 * n, 1, 1, 1, n %% 7 = 0 FROM generate_series(1, %s) n",
-            [950],
+            " SELECT 3 * n, 1, 1, 1, n % 2 = 0 FROM generate_series(1, 25000) n"
         )
-        await store.publish_all_again(connection)
-        assert len(await store.changed_usage(connection, 0, 1000)) == 950
+        await migrate(database, [MIGRATIONS / "consumer", own])
+        assert {usage.key_id for usage in await _passed(connection)} == set(range(6, 75_001, 6))

@@ -55,7 +55,7 @@ async def holds(usage: Service, records: list[Written], deadline: float = 90.0) 
 
 async def published(usage: Service) -> None:
     """Waits until everything that changed is published, and compares the topics with the tables."""
-    flagged = "SELECT 1 FROM key_counters WHERE changed UNION ALL SELECT 1 FROM request_marks WHERE changed"
+    flagged = "SELECT 1 FROM changed_keys UNION ALL SELECT 1 FROM request_marks WHERE changed"
     await eventually(lambda: not usage.rows(flagged))
     totals = {name: event["data"] for name, event in (await latest(usage.kafka, KEY_USAGE.name)).items()}
     for key_id, owner_id, calls, last_used in usage.rows("SELECT key_id, owner_id, calls, last_used FROM key_counters"):
