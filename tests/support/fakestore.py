@@ -35,11 +35,15 @@ class Tables:
 
 
 class FakeDatabase:
-    """A pool of connections. `fail` ends one of the next exchanges: before or after it was carried out; `hang` stops all."""
+    """A pool of connections. `fail` ends one of the next exchanges: before or after it was carried out; `hang` stops all.
+
+    `pace`: seconds that an exchange takes.
+    """
 
     def __init__(self) -> None:
         self.tables = Tables()
         self.rows = asyncio.Lock()
+        self.pace = 0.0
         self._failing: list[tuple[int, bool]] = []
         self._going = asyncio.Event()
         self._going.set()
@@ -54,10 +58,11 @@ class FakeDatabase:
     def heal(self) -> None:
         self._failing.clear()
         self._going.set()
+        self.pace = 0.0
 
     async def exchange(self, effect: Callable[[], Any] = lambda: None) -> Any:
         """One with the server, which gives up after the patience of a connection."""
-        await asyncio.sleep(0)
+        await asyncio.sleep(self.pace)
         try:
             async with asyncio.timeout(32.0):
                 await self._going.wait()

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from shared.consumer.poison import Tolerance
 from shared.kafka import Partition
-from tests.unit.shared.consumer.world import BAD, PARTITIONS, REQUESTS, STREAMS, World, event, new_log
+from tests.unit.shared.consumer.world import BAD, PARTITIONS, REQUESTS, STREAMS, WORSE, World, event, new_log
 
 
 @pytest.fixture
@@ -181,10 +181,15 @@ class Faults(RuleBasedStateMachine):
         self.junk = count()
         self.history: list[tuple[str, bytes]] = []
 
-    @rule(which=st.integers(0, 1), number=st.integers(1, 30), bad=st.booleans(), lost=st.booleans())
-    def ship(self, which: int, number: int, bad: bool, lost: bool) -> None:
+    @rule(
+        which=st.integers(0, 1),
+        number=st.integers(1, 30),
+        odd=st.sampled_from([200, 200, 200, BAD, WORSE]),
+        lost=st.booleans(),
+    )
+    def ship(self, which: int, number: int, odd: int, lost: bool) -> None:
         log = self.logs[which]
-        records = [log.write(1 + index % 7, status_code=BAD if bad and index == 3 else 200) for index in range(number)]
+        records = [log.write(1 + index % 7, status_code=odd if index == 3 else 200) for index in range(number)]
         self.world.expect(records)
         self.sent[which] += records
         if lost:
@@ -266,6 +271,11 @@ class Faults(RuleBasedStateMachine):
     @rule(after=st.integers(0, 12), done=st.booleans())
     def database_fails(self, after: int, done: bool) -> None:
         self.world.database.fail(after, done=done)
+
+    @rule(pace=st.sampled_from([0.0, 0.01, 0.2, 1.0]))
+    def database_slows(self, pace: float) -> None:
+        """So that what comes meanwhile is prepared before it is known how the transaction ended."""
+        self.world.database.pace = pace
 
     @rule(hangs=st.booleans())
     def database_hangs(self, hangs: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 from unittest import mock
 
 import msgspec
+from typing_extensions import override
 
 from shared.consumer.loop import Consumer
 from shared.consumer.poison import Tolerance
@@ -29,14 +30,25 @@ from tests.support.virtual import VirtualLoop
 T = TypeVar("T")
 REQUESTS, STREAMS = Topic("requests"), Topic("streams")
 PARTITIONS = 3
-BAD = 599
-"""The status code, or field, that handlers can't store."""
+BAD, WORSE = 599, 598
+"""The status codes, one of them also a field, that handlers can't store, and can't even prepare for."""
 
 
 async def store_requests(connection: Any, events: Sequence[RequestEvent]) -> None:
     if any(event.data.status_code == BAD for event in events):
         raise ValueError("bad")
     await _store(connection, [(event.source, event.data.sequence) for event in events])
+
+
+class Requests(Together):
+    def __init__(self) -> None:
+        super().__init__(store_requests)
+
+    @override
+    def add(self, events: Sequence[RequestEvent]) -> None:
+        if any(event.data.status_code == WORSE for event in events):
+            raise ArithmeticError("worse")
+        super().add(events)
 
 
 async def store_streams(connection: Any, events: Sequence[Any]) -> None:
@@ -50,7 +62,7 @@ async def _store(connection: FakeConnection, rows: list[tuple[str, int]]) -> Non
 
 
 SUBSCRIPTIONS = [
-    Subscription(REQUESTS, Kind.MARKS, lambda: Together(store_requests)),
+    Subscription(REQUESTS, Kind.MARKS, Requests),
     Subscription(STREAMS, Kind.VERSIONS, lambda: Together(store_streams)),
 ]
 
@@ -148,7 +160,7 @@ class World:
 
     def expect(self, records: Iterable[Written]) -> None:
         for record in records:
-            if record.event.data.status_code == BAD:
+            if record.event.data.status_code in (BAD, WORSE):
                 self.bad[record.value] += 1
             else:
                 self.good.append((record.event.source, record.event.data.sequence))
