@@ -116,6 +116,39 @@ def test_hung_database_is_told_and_nothing_is_lost_or_doubled(world: World) -> N
     world.settle()
 
 
+@pytest.mark.parametrize("done", [False, True])
+@pytest.mark.parametrize("after", range(12))
+def test_transaction_that_fails_takes_what_was_prepared_behind_it_along(world: World, after: int, done: bool) -> None:
+    """Marks that are ahead of the database would drop its records as duplicates; a batch that was kept would skip them."""
+    world.start()
+    world.until(world.ready, 20)
+    shipped(world, 30)
+    world.until(world.settled, 20)
+    world.database.pace, world.broker.short = 0.2, 4
+    world.database.fail(after, done=done)
+    shipped(world, 60)
+    world.run(20)
+    world.settle()
+
+
+def test_late_member_of_the_group_stores_nothing_that_its_successor_has(world: World) -> None:
+    """It notices that its partitions are another's when it asks for records, with one batch under way and one prepared."""
+    log = new_log()
+    for _ in range(2):
+        world.start()
+    world.until(world.ready, 20)
+    world.database.pace, world.broker.short = 0.5, 4
+    for _ in range(6):
+        records = [log.write(1 + index % 20) for index in range(40)]
+        world.expect(records)
+        world.ship(records)
+        world.broker.groups["group"].late = True
+        world.run_to_end(world.broker.rebalance("group"))
+        world.run(3)
+        world.check()
+    world.settle()
+
+
 def test_stuck_broker_is_told(world: World) -> None:
     running = world.start()
     world.until(world.ready, 20)
