@@ -44,7 +44,7 @@ async def _worker(settings: Settings) -> None:
     from shared.relay.loop import Relay
 
     relay = Relay(settings, settings.database, PUBLICATION)
-    async with open_pool(settings.database, size=2, statement=BATCH_STATEMENT) as pool:
+    async with open_pool(settings.database, size=3, statement=BATCH_STATEMENT) as pool:
         usage = usage_consumer(settings, pool)
         # Totals that make no sense must not keep revocations from the edges.
         consumer = Apart(usage.run, usage.checks())

@@ -33,7 +33,7 @@ async def _api(settings: Settings) -> None:
 async def _worker(settings: Settings) -> None:
     from services.stats.worker import consumer
 
-    async with open_pool(settings.database, size=2, statement=BATCH_STATEMENT) as pool:
+    async with open_pool(settings.database, size=3, statement=BATCH_STATEMENT) as pool:
         taking_in = consumer(settings, pool)
         spare_collector()
         await until_signalled(settings.internal, taking_in.checks(), taking_in.run)

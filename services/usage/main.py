@@ -35,7 +35,7 @@ async def _worker(settings: Settings) -> None:
     from services.usage.worker import Publisher, request_consumer
 
     publisher = Publisher(settings)
-    async with open_pool(settings.database, size=2, statement=BATCH_STATEMENT) as pool:
+    async with open_pool(settings.database, size=3, statement=BATCH_STATEMENT) as pool:
         consumer = request_consumer(settings, pool)
         spare_collector()
         await until_signalled(settings.internal, consumer.checks() | publisher.checks(), consumer.run, publisher.run)

@@ -32,7 +32,7 @@ from shared.telemetry import Check
 
 __all__ = ["Consumer", "Kind", "Subscription", "Together"]
 
-_BATCH = 5000
+_BATCH = 10_000
 """Records of one transaction at most. Of how many bytes, `shared.kafka` bounds."""
 _CAREFUL = (500, 1 << 20)
 """Records and bytes where poison has to be told apart: of others there is then less to do again, and each step is short."""

@@ -1,17 +1,18 @@
-"""Request events from Kafka into PostgreSQL: the usage worker, against the same SQL without a consumer around it."""
+"""Request events from Kafka into PostgreSQL: the workers of usage and stats, and the former's SQL without a consumer around it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psycopg
 
 from services.usage.worker import Requests
 from shared.events.requests import decode_request
-from shared.events.topics import REQUEST_EVENTS
+from shared.events.topics import KEY_EVENTS, REQUEST_EVENTS, TICKET_EVENTS
 from shared.kafka import Producer, ensure_topics
 from shared.postgres import BATCH_STATEMENT, open_pool
 from shared.settings import Base
@@ -22,47 +23,74 @@ from tests.load.stack import directory
 from tests.support.eventually import eventually_sync
 from tests.support.stack import Servers, local_servers
 
-_KEYS = 100
 _LOGS = 4
 _TURN = 200
 _CHUNK = 20_000
-_BATCH = 5000
-_PROMISED = 0.75
+_BATCH = 10_000
+_PROMISED = {100: 0.9, 10_000: 0.75}
+"""Of what the same SQL does alone, by the number of keys that the events are of."""
 _SECONDS = 300.0
+_COUNTED = {
+    "usage": "SELECT coalesce(sum(rows), 0)::bigint FROM key_counters",
+    "stats": "SELECT coalesce(sum(calls), 0)::bigint FROM key_calls",
+}
+
+
+@dataclass
+class _Rates:
+    """Events a second, and of the usage worker the most memory (MB), in each round."""
+
+    usage: list[float] = field(default_factory=list)
+    plain: list[float] = field(default_factory=list)
+    stats: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
 
 
 def measure(*, rounds: int, events: int) -> Section:
-    """Fills the topic once; each round stores all of it into a fresh database, and the same events without Kafka."""
-    with directory() as path, local_servers(path / "servers") as running:
-        logs = [Log() for _ in range(_LOGS)]
-        values = asyncio.run(_fill(running, logs, events))
-        worker, plain = [], []
-        for number in range(rounds):
-            worker.append(_worker(running, path / f"round-{number}", logs, events))
-            plain.append(_plain(running, values))
+    """Fills the topic once for each number of keys; each round stores all of it into fresh databases, by each way."""
     section = Section("Metering: request events into PostgreSQL", ("how", "events/s", "ratio"))
-    ratios = [mine / bare for mine, bare in zip(worker, plain, strict=True)]
-    section.rows += [
-        ("the usage worker, from Kafka, exactly once", spread(worker), f"{spread(ratios, 2)} (promised {_PROMISED})"),
-        ("decode, COPY and the same upsert alone", spread(plain), ""),
-    ]
+    for keys, promised in _PROMISED.items():
+        rates = _of_keys(keys, rounds, events)
+        ratios = [mine / bare for mine, bare in zip(rates.usage, rates.plain, strict=True)]
+        section.rows += [
+            (
+                f"the usage worker, from Kafka, exactly once, {keys:,} keys",
+                spread(rates.usage),
+                f"{spread(ratios, 2)} (promised {promised})",
+            ),
+            (f"decode, COPY and the same upsert alone, {keys:,} keys", spread(rates.plain), ""),
+            (f"the stats worker, from Kafka, exactly once, {keys:,} keys", spread(rates.stats), ""),
+        ]
+        section.notes.append(f"With {keys:,} keys the usage worker takes {spread(rates.memory)} MB at most.")
     section.notes.append(
-        f"{rounds} rounds of {events:,} events of {_KEYS} keys in {_LOGS} request logs, each into an empty database; one"
-        f" worker with its publisher of marks; {_BATCH} rows a transaction at most, in both. Each event is checked to be"
+        f"{rounds} rounds of {events:,} events in {_LOGS} request logs, each into an empty database; one worker with its"
+        f" publisher of marks and totals; {_BATCH:,} rows a transaction at most, in both. Each event is checked to be"
         " stored once."
     )
     return section
 
 
-async def _fill(servers: Servers, logs: Sequence[Log], events: int) -> list[bytes]:
+def _of_keys(keys: int, rounds: int, events: int) -> _Rates:
+    rates = _Rates()
+    with directory() as path, local_servers(path / "servers") as running:
+        logs = [Log() for _ in range(_LOGS)]
+        values = asyncio.run(_fill(running, logs, events, keys))
+        for number in range(rounds):
+            rates.usage.append(_worker("usage", running, path / f"usage-{number}", logs, events, rates.memory))
+            rates.plain.append(_plain(running, values))
+            rates.stats.append(_worker("stats", running, path / f"stats-{number}", logs, events))
+    return rates
+
+
+async def _fill(servers: Servers, logs: Sequence[Log], events: int, keys: int) -> list[bytes]:
     """Puts the events into the topic, as agents do; returns them."""
-    await ensure_topics(Base(kafka=servers.kafka), [REQUEST_EVENTS])
+    await ensure_topics(Base(kafka=servers.kafka), [REQUEST_EVENTS, KEY_EVENTS, TICKET_EVENTS])
     producer = await Producer.open(servers.kafka)
     values: list[bytes] = []
     try:
         for start in range(0, events, _CHUNK):
             numbers = range(start, min(start + _CHUNK, events))
-            written = [logs[n // _TURN % len(logs)].write(n % _KEYS + 1) for n in numbers]
+            written = [logs[n // _TURN % len(logs)].write(n % keys + 1) for n in numbers]
             await ship(servers.kafka, REQUEST_EVENTS.name, written, producer)
             values += [record.value for record in written]
     finally:
@@ -70,19 +98,23 @@ async def _fill(servers: Servers, logs: Sequence[Log], events: int) -> list[byte
     return values
 
 
-def _worker(servers: Servers, path: Path, logs: Sequence[Log], events: int) -> float:
+def _worker(
+    name: str, servers: Servers, path: Path, logs: Sequence[Log], events: int, memory: list[float] | None = None
+) -> float:
     """Events a second, from the first batch that was stored to the last."""
     path.mkdir()
     with servers.fresh_database() as database:
-        service = Service("usage", servers.kafka, database, path)
+        service = Service(name, servers.kafka, database, path)
         service.migrate()
         try:
-            service.start()
+            worker = service.start()
             with psycopg.connect(database, autocommit=True) as watching:
-                first, began = eventually_sync(lambda: _stored(watching), 60)
-                while (now := _stored(watching))[0] < events:
+                first, began = eventually_sync(lambda: _stored(watching, name), 60)
+                while (now := _stored(watching, name))[0] < events:
                     assert now[1] - began < _SECONDS, f"{now[0]} of {events} events are stored"
                     time.sleep(0.02)
+            if memory is not None:
+                memory.append(_most_memory(worker.process.pid))
             _exactly(service, logs, events)
         finally:
             service.end()
@@ -90,16 +122,24 @@ def _worker(servers: Servers, path: Path, logs: Sequence[Log], events: int) -> f
     return (events - first) / (now[1] - began)
 
 
-def _stored(connection: psycopg.Connection[tuple[int]]) -> tuple[int, float]:
+def _stored(connection: psycopg.Connection[tuple[int]], name: str) -> tuple[int, float]:
     """How many events are stored, and when that was. Nothing before the first."""
-    row = connection.execute("SELECT coalesce(sum(rows), 0)::bigint FROM key_counters").fetchone()
+    row = connection.execute(_COUNTED[name].encode()).fetchone()
     assert row is not None and row[0], "nothing is stored yet"
     return row[0], time.monotonic()
 
 
+def _most_memory(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
 def _exactly(service: Service, logs: Sequence[Log], events: int) -> None:
     """That each event is one row, and that each log's marks are at its end."""
-    assert service.rows("SELECT count(*), count(DISTINCT (source, sequence)) FROM request_log") == [(events, events)]
+    if service.name == "usage":
+        assert service.rows("SELECT count(*), count(DISTINCT (source, sequence)) FROM request_log") == [
+            (events, events)
+        ]
     ends = {(log.id, partition, last) for log in logs for partition, last in log.last.items()}
     assert set(service.rows("SELECT log, partition, last FROM request_marks WHERE gaps = '{}'")) == ends
 
