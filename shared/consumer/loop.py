@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import psycopg
 import structlog
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 from psycopg_pool import PoolTimeout
 
 from shared.consumer import dead_letters, store
@@ -26,6 +26,7 @@ from shared.consumer.positions import Positions
 from shared.consumer.records import Fetched, blamed, portions, reason
 from shared.consumer.store import Offset, Superseded, TopicId
 from shared.consumer.transaction import POISON, Subscription, Together, take
+from shared.consumer.watch import forget, watch
 from shared.kafka import KafkaUnavailable, OutOfRange, Partition, Reader, identify
 from shared.postgres import Pool
 from shared.telemetry import Check
@@ -41,17 +42,8 @@ _PATIENCE = 30.0
 _STALE = 15.0
 _AGAIN = (1.0, 30.0)
 _AFTER_POISON = (5.0, 300.0)
-_MEASURE_EVERY = 1.0
-_HINT_EVERY = 5.0
-_LOOK_EVERY = 10.0
-_CLEAN_EVERY = 600.0
-_GAP_ALARM = 60.0
 _log = structlog.get_logger()
 
-_lag = Gauge("keyledger_consumer_lag", "Records between the consumer's position and the end", ["topic", "partition"])
-_stopped = Gauge("keyledger_consumer_stopped_partitions", "Partitions that are not read on for the time being")
-_gaps = Gauge("keyledger_consumer_open_gaps", "Request logs with records missing, by partition")
-_gap_age = Gauge("keyledger_consumer_oldest_gap_seconds", "For how long the oldest gap has been open")
 _events = Counter("keyledger_consumer_events_total", "Events stored", ["topic"])
 _duplicates = Counter("keyledger_consumer_duplicates_total", "Records dropped as already stored", ["topic"])
 _dead = Counter("keyledger_consumer_dead_letters_total", "Records that could not be taken", ["topic"])
@@ -148,7 +140,7 @@ class Consumer:
         )
         self._progress = time.monotonic()
         self._doubted.clear()
-        watching = asyncio.ensure_future(self._watch(reader))
+        watching = asyncio.ensure_future(watch(reader, self._pool, self._positions, self._still_the_same))
         try:
             while not stop.is_set():
                 if watching.done():
@@ -173,7 +165,7 @@ class Consumer:
 
     def _forget(self) -> None:
         self._positions.forget()
-        _lag.clear()
+        forget()
 
     async def _turn(self, reader: Reader) -> None:
         """Reads and prepares what comes while the transaction before is under way, and begins the next."""
@@ -292,44 +284,6 @@ class Consumer:
             await dead_letters.park(connection, {name: self._topics[name].id for name in taken}, poison)
             await store.advance(connection, batch.before, _moved(batch, taken))
         return taken, tolerance
-
-    async def _watch(self, reader: Reader) -> None:
-        """What goes on beside: tells how far it is, and looks whether all is well. Raises when the topics are others."""
-        hinted = looked = cleaned = time.monotonic()
-        while True:
-            await asyncio.sleep(_MEASURE_EVERY)
-            await self._measure(reader)
-            now = time.monotonic()
-            if self._positions.ready and now - hinted > _HINT_EVERY:
-                hinted = now
-                await reader.commit({partition: held.stored for partition, held in self._positions.ready.items()})
-            with suppress(psycopg.Error, PoolTimeout):  # which every transaction tells of
-                if now - looked > _LOOK_EVERY:
-                    looked = now
-                    await self._still_the_same()
-                    await self._look_for_gaps()
-                if now - cleaned > _CLEAN_EVERY:
-                    cleaned = now
-                    await self._clean()
-
-    async def _measure(self, reader: Reader) -> None:
-        _stopped.set(len(self._positions.halted))
-        for partition in [*self._positions.ready, *self._positions.halted]:
-            with suppress(KafkaUnavailable):  # no longer assigned
-                _lag.labels(*partition).set(max(0, reader.end(partition) - await reader.position(partition)))
-
-    async def _clean(self) -> None:
-        async with self._pool.connection() as connection:
-            if gone := await dead_letters.clean(connection):
-                _log.warning("dead letters were deleted, too old or too much", letters=gone)
-
-    async def _look_for_gaps(self) -> None:
-        async with self._pool.connection() as connection:
-            count, age = await store.open_gaps(connection)
-        _gaps.set(count)
-        _gap_age.set(age)
-        if age > _GAP_ALARM:
-            _log.error("records of request logs are missing", logs=count, oldest_seconds=round(age))
 
 
 def _moved(batch: Batch, taken: dict[str, Intake]) -> dict[Partition, Offset]:

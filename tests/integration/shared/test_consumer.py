@@ -446,7 +446,7 @@ async def test_running_consumer_notices_that_the_topic_was_made_anew(
     requests: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And longer than it was: no error and no offset tells."""
-    monkeypatch.setattr("shared.consumer.loop._LOOK_EVERY", 0.5)
+    monkeypatch.setattr("shared.consumer.watch._LOOK_EVERY", 0.5)
     log = Log()
     records = traffic(log, 100)
     await requests.ship(records)
