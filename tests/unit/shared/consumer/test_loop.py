@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from typing_extensions import override
 
+from shared.consumer.intake import LogMark
 from shared.consumer.poison import Tolerance
 from shared.kafka import Partition
 from tests.unit.shared.consumer.world import BAD, PARTITIONS, REQUESTS, STREAMS, WORSE, World, event, new_log
@@ -131,21 +132,23 @@ def test_transaction_that_fails_takes_what_was_prepared_behind_it_along(world: W
     world.settle()
 
 
-def test_late_member_of_the_group_stores_nothing_that_its_successor_has(world: World) -> None:
-    """It notices that its partitions are another's when it asks for records, with one batch under way and one prepared."""
+@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.3, 1.8, 2.3, 2.8])
+def test_batch_that_another_stores_meanwhile_is_stored_once(world: World, seconds: float) -> None:
+    """Whoever was stopped with it finds the offset moved, and what it prepared behind it is void as well."""
     log = new_log()
-    for _ in range(2):
-        world.start()
+    records = [log.write(1) for _ in range(20)]
+    world.start()
     world.until(world.ready, 20)
-    world.database.pace, world.broker.short = 0.5, 4
-    for _ in range(6):
-        records = [log.write(1 + index % 20) for index in range(40)]
-        world.expect(records)
-        world.ship(records)
-        world.broker.groups["group"].late = True
-        world.run_to_end(world.broker.rebalance("group"))
-        world.run(3)
-        world.check()
+    world.database.pace, world.broker.short = 0.5, 5
+    world.expect(records)
+    world.ship(records)
+    world.run(seconds)
+    tables, partition = world.database.tables, Partition(REQUESTS.name, records[0].partition)
+    held = tables.offsets[partition]
+    others = records[held.next : held.next + 8]
+    tables.taken += [(log.id, record.event.data.sequence) for record in others]
+    tables.marks[log.id, partition.partition] = LogMark(others[-1].event.data.sequence)
+    tables.offsets[partition] = held.moved(held.next + len(others))
     world.settle()
 
 
