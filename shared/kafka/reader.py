@@ -7,13 +7,20 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import suppress
 from typing import Protocol, Self, cast
 
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, conn
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition as Partition
 
 from shared.kafka.batches import read_so
 from shared.kafka.errors import KafkaUnavailable, OutOfRange, guarded
+
+_STUCK_AFTER = 45.0
+_REBALANCE = 60.0
+
+read_so()
+# An answer of some megabytes, in pieces of so many bytes: by the client's own 64 KiB the socket is stopped all the time.
+conn.READER_LIMIT = 1 << 20
 
 
 class Record(Protocol):
@@ -31,12 +38,6 @@ class Record(Protocol):
     def value(self) -> bytes | None: ...  # noqa: D102
     @property
     def headers(self) -> Sequence[tuple[str, bytes | None]]: ...  # noqa: D102
-
-
-_STUCK_AFTER = 45.0
-_REBALANCE = 60.0
-
-read_so()
 
 
 class _Listener(ConsumerRebalanceListener):
@@ -82,7 +83,8 @@ class Reader:
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
-            max_partition_fetch_bytes=2 * 1024 * 1024,
+            max_partition_fetch_bytes=4 * 1024 * 1024,
+            fetch_max_bytes=24 * 1024 * 1024,
             fetch_max_wait_ms=250,
             session_timeout_ms=10_000,
             heartbeat_interval_ms=1_000,
