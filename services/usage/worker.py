@@ -116,25 +116,28 @@ class Publisher:
                 watching.result()
             due = self._clock() + _MARKS_EVERY
             marks, self._turn = await store.changed_marks(connection, REQUEST_EVENTS.name, self._turn, _BATCH)
-            await self._send(connection, producer, [self._mark(mark) for mark in marks])
+            until = due if self._late() else self._clock() + _USAGE_SHARE * _MARKS_EVERY
+            # In one transaction, however long Kafka takes for it: neither waits for the other, nor for ever.
+            messages = [self._mark(mark) for mark in marks] + await self._totals(connection)
+            await self._send(connection, producer, messages)
             await store.marks_published(connection, marks)
-            await self._publish_usage(connection, producer, due)
+            while self._pass and self._clock() < until:
+                await self._send(connection, producer, await self._totals(connection))
             self._leader.check = Check(True, "leading")
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), max(0.0, due - self._clock()))
 
-    async def _publish_usage(self, connection: Connection, producer: Producer, due: float) -> None:
-        """A bit of a pass over the totals that changed, or all that can be done of it until `due` when it is late."""
+    def _late(self) -> bool:
+        return self._pass is not None and self._clock() > self._due - _USAGE_EVERY + _USAGE_LATE
+
+    async def _totals(self, connection: Connection) -> list[Message]:
+        """The next of a pass over the totals that changed; whoever asks has published those before. None between passes."""
         if self._pass is None and self._clock() >= self._due:
             self._pass, self._due = store.changed_usage(connection, _BATCH), self._clock() + _USAGE_EVERY
-        late = self._clock() > self._due - _USAGE_EVERY + _USAGE_LATE
-        until = due if late else self._clock() + _USAGE_SHARE * _MARKS_EVERY
-        while self._pass and self._clock() < until:
-            part = await anext(self._pass, None)
-            if part is None:
-                self._pass = None
-            else:
-                await self._send(connection, producer, [self._usage(row) for row in part])
+        part = await anext(self._pass, None) if self._pass else None
+        if part is None:
+            self._pass = None
+        return [self._usage(row) for row in part or ()]
 
     async def _send(self, connection: Connection, producer: Producer, messages: Sequence[Message]) -> None:
         if not messages:

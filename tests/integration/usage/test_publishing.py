@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,8 @@ from services.usage import store
 from services.usage.domain import Count
 from services.usage.settings import Settings
 from services.usage.worker import Publisher
-from shared.events.topics import USAGE_MARKS
-from shared.kafka import Partition
+from shared.events.topics import KEY_USAGE, USAGE_MARKS
+from shared.kafka import Partition, Producer
 from shared.postgres import MIGRATIONS, Connection, Pool, connect, migrate, open_pool, transaction
 from tests.support.eventually import eventually
 from tests.support.fakebroker import FakeBroker
@@ -115,6 +116,40 @@ async def test_a_lost_tail_is_published_again_though_an_aborted_attempt_lies_whe
         finally:
             stop.set()
             await asyncio.wait_for(running, 20)
+
+
+async def test_totals_are_told_of_also_when_kafka_takes_long_and_marks_change_all_the_time(
+    pool: Pool, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, sent, transaction = 0.0, 0, Producer.transaction
+
+    async def slow(self: Producer, *args: Any) -> dict[Partition, int]:
+        nonlocal now, sent
+        now, sent = now + 12.0, sent + 1
+        await _mark(pool, 1, sent)
+        async with pool.connection() as connection:
+            await _counted(connection, range(1, 2))
+        return await transaction(self, *args)
+
+    monkeypatch.setattr(Producer, "transaction", slow)
+    with installed(FakeBroker()) as broker:
+        publisher = Publisher(Settings(database=database, kafka="fake:9092", partitions=1))
+        publisher._clock = lambda: now
+        stop = asyncio.Event()
+        running = asyncio.ensure_future(publisher.run(stop))
+        try:
+            await _mark(pool, 1, 1)
+            await eventually(lambda: len(_totals(broker)) >= 3)
+            assert sent <= 3 * len(_totals(broker))
+        finally:
+            stop.set()
+            await asyncio.wait_for(running, 20)
+
+
+def _totals(broker: FakeBroker) -> list[int]:
+    if KEY_USAGE.name not in broker.topics:
+        return []
+    return [json.loads(value)["data"]["usage_count"] for value in filter(None, broker.values(KEY_USAGE.name)[0])]
 
 
 async def _all_published(database: str) -> bool:
