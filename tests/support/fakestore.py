@@ -149,10 +149,15 @@ async def _start(at: FakeConnection, partition: Partition, begin: Offset) -> Non
 
 
 async def _advance(at: FakeConnection, before: Mapping[Partition, Offset], to: Mapping[Partition, Offset]) -> None:
+    _compare(at, before)  # rows that are others are not even waited for
     await at.lock()
+    _compare(at, before)
+    await at.write(lambda tables: tables.offsets.update({partition: to[partition] for partition in before}))
+
+
+def _compare(at: FakeConnection, before: Mapping[Partition, Offset]) -> None:
     if any(at.database.tables.offsets.get(partition) != offset for partition, offset in before.items()):
         raise Superseded
-    await at.write(lambda tables: tables.offsets.update({partition: to[partition] for partition in before}))
 
 
 async def _tell_again(at: FakeConnection, _: int) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Iterator, Sequence
+from itertools import count, product
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from prometheus_client import REGISTRY
 from typing_extensions import override
 
 from shared.consumer.intake import LogMark
 from shared.consumer.poison import Tolerance
 from shared.kafka import Partition
+from shared.partitions import partition_for
+from tests.integration.usage.traffic import Log, Written
 from tests.unit.shared.consumer.world import BAD, PARTITIONS, REQUESTS, STREAMS, WORSE, World, event, new_log
 
 
@@ -150,6 +153,97 @@ def test_batch_that_another_stores_meanwhile_is_stored_once(world: World, second
     tables.marks[log.id, partition.partition] = LogMark(others[-1].event.data.sequence)
     tables.offsets[partition] = held.moved(held.next + len(others))
     world.settle()
+
+
+def on(world: World, partition: int, log: Log, statuses: Sequence[int]) -> list[Written]:
+    """Records of a log, shipped to one partition."""
+    key = next(key for key in count(1) if partition_for(b"key-%d" % key, PARTITIONS) == partition)
+    records = [log.write(key, status_code=status) for status in statuses]
+    world.expect(records)
+    world.ship(records)
+    return records
+
+
+def test_transaction_that_fails_is_done_again_though_nothing_more_comes(world: World) -> None:
+    world.start()
+    world.until(world.ready, 20)
+    for after, done in product(range(12), [False, True]):
+        shipped(world, 10)
+        world.database.fail(after, done=done)
+        world.run(20)
+        world.settle()
+
+
+def test_marks_are_of_after_what_was_taken_with_care(world: World) -> None:
+    """Those in memory of another partition, read in the meantime, are of before: what is sent again would fall into a gap."""
+    running = world.start()
+    world.until(world.ready, 20)
+    world.broker.short, world.database.pace = 4, 0.5
+    log = new_log()
+    on(world, 1, new_log(), [200, 200, 200, WORSE, 200, 200])
+    world.until(lambda: bool(running.consumer._doubted), 20)
+    records = on(world, 0, log, [200] * 6)
+    world.until(world.settled, 60)
+    records += on(world, 0, log, [200] * 6)
+    world.settle()
+    world.ship(records)
+    world.run(20)
+    world.check()
+    assert all(not mark.gaps for mark in world.database.tables.marks.values())
+
+
+def test_marks_of_many_logs_are_forgotten_when_they_are_stored(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for while the transaction that moves them is under way they would be those of before."""
+    monkeypatch.setattr("shared.consumer.positions._MARKS", 2)
+    world.start()
+    world.until(world.ready, 20)
+    world.broker.short, world.database.pace = 4, 0.2
+    logs = [new_log() for _ in range(4)]
+    records = [log.write(1 + index) for index in range(20) for log in logs]
+    world.expect(records)
+    world.ship(records)
+    world.until(world.settled, 200)
+    world.ship(records)
+    world.run(200)
+    world.check()
+    assert all(not mark.gaps for mark in world.database.tables.marks.values())
+
+
+def test_what_is_prepared_and_not_stored_is_told_to_nobody(world: World) -> None:
+    world.start()
+    world.until(world.ready, 20)
+    log = new_log()
+    on(world, 0, log, [200] * 10)
+    world.until(world.settled, 20)
+    world.run(10)
+    committed = dict(world.broker.groups["group"].committed)
+    assert committed[Partition(REQUESTS.name, 0)] == 10
+    world.database.hang()
+    on(world, 0, log, [200] * 10)
+    world.run(20)
+    assert world.broker.groups["group"].committed == committed
+    world.settle()
+
+
+def test_no_transaction_is_begun_that_the_one_before_it_voids(world: World) -> None:
+    """By poison, by partitions that come back, by more that comes while the database takes its time."""
+    superseded = _superseded()
+    world.start()
+    world.until(world.ready, 20)
+    world.broker.short, world.database.pace = 4, 1.0
+    log = new_log()
+    on(world, 0, log, [*[200] * 26, BAD, *[200] * 20, WORSE, *[200] * 6])
+    world.until(world.settled, 500)
+    for seconds in (1.0, 2.5, 4.0):
+        on(world, 0, log, [200] * 8)
+        world.run(seconds)
+        world.run_to_end(world.broker.rebalance("group"))
+        world.until(world.settled, 500)
+    assert _superseded() == superseded
+
+
+def _superseded() -> float:
+    return REGISTRY.get_sample_value("keyledger_consumer_superseded_total") or 0.0
 
 
 def test_stuck_broker_is_told(world: World) -> None:
