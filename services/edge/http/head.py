@@ -170,6 +170,9 @@ def parse_response(head: bytes, method: str) -> ResponseHead:
     lines = head.split(b"\r\n")
     if len(lines) > _LINES_MAX:
         raise BadMessage("The response has too many headers")
+    if _new_of_responses:
+        # Of one that could not be read.
+        _new_of_responses.clear()
     status, reason, minor = _statuses.get(lines[0]) or _status(lines[0])
     fields: Fields = []
     date = length = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from services.edge.http.fields import response_kinds
 from services.edge.http.head import (
     BadMessage,
     Framing,
@@ -241,6 +242,14 @@ BAD_RESPONSES = {
 def test_bad_responses_are_refused(data: bytes) -> None:
     with pytest.raises(BadMessage):
         parse_response(data, "GET")
+
+
+@pytest.mark.parametrize("data", [b"HTTP/1.1 200 OK\r\nX-%d: a\r\n folded\r\n\r\n", b"HTTP/1.1 2000 OK\r\nX-%d: a\r\n\r\n"])
+def test_bad_responses_leave_nothing_behind(data: bytes) -> None:
+    for number in range(100):
+        with pytest.raises(BadMessage):
+            parse_response(data % number, "GET")
+    assert len(response_kinds.new) <= 2
 
 
 @pytest.mark.parametrize(
