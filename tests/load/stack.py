@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.e2e.client import Client
 from tests.load import machine, servers
@@ -16,6 +18,7 @@ from tests.support.eventually import eventually_sync
 from tests.support.stack import LocalStack, family
 
 _QUIET = 0.4
+_COUNTED_SECONDS = 240.0
 _ROUTES = """
 [routes.bench]
 prefix = "/bench"
@@ -25,7 +28,9 @@ upstream = "http://127.0.0.1:{port}"
 
 @dataclass(frozen=True)
 class Bench:
-    """The running stack. `owner` and `admin` have keys without limits, of the owner `owner_id` and of another."""
+    """The running stack. `owner` and `admin` have keys without limits, of the owner `owner_id` and of another; `settings` are
+    the variables that it was started with.
+    """
 
     directory: Path
     stack: LocalStack
@@ -33,6 +38,12 @@ class Bench:
     owner_id: int
     owner: Client
     admin: Client
+    settings: Mapping[str, str]
+
+    @property
+    def port(self) -> int:
+        """The edge's."""
+        return int(self.stack.url.rpartition(":")[2])
 
     def pid(self, name: str) -> int:
         """The process that `keyledger status` calls so."""
@@ -55,6 +66,18 @@ class Bench:
 
         eventually_sync(quiet, deadline)
 
+    def counted(self, keys: Sequence[Mapping[str, Any]]) -> int:
+        """The calls of these keys that the usage service has counted."""
+        return sum(int(self.owner.get(f"/api/v1/api-keys/{key['id']}").json()["usage_count"]) for key in keys)
+
+    def expect_counted(self, keys: Sequence[Mapping[str, Any]], answers: int) -> str:
+        """Waits until that many are; says so. Raises AssertionError when they do not become as many, or become more."""
+        eventually_sync(lambda: self.counted(keys) >= answers, _COUNTED_SECONDS, 1.0)
+        self.settle()
+        counted = self.counted(keys)
+        assert counted == answers, f"{counted:,} calls were counted of {answers:,} answers"
+        return f"Metered: each of the {answers:,} answers that the edge gave meanwhile, once."
+
 
 @contextlib.contextmanager
 def directory() -> Iterator[Path]:
@@ -64,9 +87,10 @@ def directory() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Bench]:
-    """Starts the stack and an upstream, and ends them."""
-    with directory() as path, servers.upstream(path) as port:
+def running(path: Path, settings: Mapping[str, str]) -> Iterator[Bench]:
+    """Starts the stack and an upstream, and ends them. `settings` are variables for the stack's processes."""
+    os.environ.update(settings)
+    with servers.upstream(path) as port:
         routes = path / "routes.toml"
         routes.write_text(_ROUTES.format(port=port))
         stack = LocalStack(path / "stack", "--routes", str(routes))
@@ -79,6 +103,6 @@ def running() -> Iterator[Bench]:
             with Client(stack.url, made["secret"]) as owner, Client(stack.url, other["secret"]) as admin:
                 for client in (owner, admin):
                     eventually_sync(lambda client=client: client.get(servers.PATH).status_code == 200)
-                yield Bench(path, stack, port, made["owner_id"], owner, admin)
+                yield Bench(path, stack, port, made["owner_id"], owner, admin, settings)
         finally:
             stack.stop()

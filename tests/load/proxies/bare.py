@@ -2,19 +2,20 @@
 
 It parses requests and responses, writes heads anew and keeps connections alive, but judges, limits, counts and logs
 nothing, has no deadline, and trusts both sides to send bodies only with a length. Run as
-`python -m tests.load.bare PORT UPSTREAM_PORT`.
+`python -m tests.load.proxies.bare PORT UPSTREAM_PORT`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 from typing import Any
 
 import httptools
 import uvloop
 from typing_extensions import override
+
+from shared.process import spare_collector
 
 
 class Server(asyncio.Protocol):
@@ -140,10 +141,7 @@ async def main(port: int, upstream: int) -> None:
     """Serves until the process is ended."""
     pool = Pool(upstream)
     server = await asyncio.get_running_loop().create_server(lambda: Server(pool), "127.0.0.1", port, backlog=1024)
-    # As the edge does it.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 20)
+    spare_collector()
     await server.serve_forever()
 
 
