@@ -11,7 +11,7 @@ from tests.load.report import Section, spread
 from tests.load.stack import Bench
 
 CONNECTIONS = (4, 32, 256)
-_LEFT_OUT = "bare"
+_LEFT_OUT = {"bare", "nginx-pypi"}
 _SHARE = 0.5
 _MAXIMUM_SECONDS = 1.0
 
@@ -42,7 +42,7 @@ Halves = Mapping[int, Mapping[str, Half]]
 
 def measure(bench: Bench, lineup: Lineup, generator: Generator, *, rounds: int, seconds: float) -> Halves:
     """Finds each one's maximum, then loads each in turn with half of it."""
-    proxies = [*lineup.edges.values(), *(proxy for name, proxy in lineup.rivals.items() if name != _LEFT_OUT)]
+    proxies = [*lineup.edges.values(), *(proxy for name, proxy in lineup.rivals.items() if name not in _LEFT_OUT)]
     found: dict[int, dict[str, Half]] = {connections: {} for connections in CONNECTIONS}
     for connections, halves in found.items():
         for proxy in proxies:

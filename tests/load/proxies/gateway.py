@@ -67,5 +67,12 @@ async def forward(request: Request, path: str, known: Annotated[None, Depends(_k
 if __name__ == "__main__":
     spare_collector()
     uvicorn.run(
-        app, host="127.0.0.1", port=PORT, loop="uvloop", http="httptools", access_log=False, log_level="warning"
+        app,
+        host="127.0.0.1",
+        port=PORT,
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        log_level="warning",
+        timeout_keep_alive=60,
     )
