@@ -6,7 +6,7 @@ PYTHONS := python3.13 python3.12 python3.11 python3.14 python3
 
 .DEFAULT_GOAL := help
 
-.PHONY: help setup up test faults fuzz bench containers check
+.PHONY: help setup up test plain faults fuzz bench containers check
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,7 @@ help: ## Show this
 setup: $(filter .tools/%,$(UV)) ## Bring the tools and libraries into .venv
 	@test -x $(BIN)/keyledger || echo "Bringing libraries and servers into .venv (only the first time) ..."
 	@$(UV) sync --locked --extra local --quiet
+	@$(BIN)/python -m deploy.compile
 
 up: setup ## Run the whole stack: PostgreSQL, Kafka, all services and a first key (ARGS="--sample --port 9000")
 	@$(BIN)/keyledger up $(ARGS)
@@ -21,8 +22,12 @@ up: setup ## Run the whole stack: PostgreSQL, Kafka, all services and a first ke
 test: setup ## Run all tests (ARGS="tests/unit -x")
 	@$(BIN)/pytest -n 3 --dist loadgroup $(ARGS)
 
+plain: setup ## Run the edge's tests once more with nothing compiled (ARGS="tests/unit/edge -x")
+	@KEYLEDGER_EDGE_FORM=plain $(BIN)/pytest -n 3 --dist loadgroup $(or $(ARGS),tests/unit/edge/http tests/unit/edge/serving tests/integration/edge)
+
 bench: setup ## Measure what is promised in figures; needs a C compiler and nginx with Lua (ARGS="edge --rounds 3")
 	@$(UV) sync --locked --extra local --group bench --quiet
+	@$(BIN)/python -m deploy.compile
 	@$(BIN)/python -m tests.load $(ARGS)
 
 faults: setup ## Kill, stop and empty everything under load, and count (SEED=... repeats a run; ARGS="-k kills")

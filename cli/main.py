@@ -8,6 +8,7 @@ import typer
 
 from cli import doctor, owners, stack
 from cli.output import say
+from services.edge import compiled
 
 app = typer.Typer(
     name="keyledger",
@@ -22,8 +23,9 @@ key_app = typer.Typer(no_args_is_help=True, help="API keys, made on the server i
 
 @app.command()
 def version() -> None:
-    """Show the version."""
+    """Show the version, and which form of the edge's code runs here."""
     say(metadata.version("keyledger"))
+    say(f"edge: {compiled.describe()}")
 
 
 for command in (stack.up, stack.down, stack.status, stack.logs, doctor.doctor):

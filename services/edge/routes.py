@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from services.edge.http.head import METHODS
+from services.edge.http.message import METHODS
 from services.edge.http.paths import without_parameters
 from shared.events.keys import Permission
 

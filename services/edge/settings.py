@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
 from services.edge import identity
+from services.edge.compiled import Form
 from services.edge.routes import BODY_MAX, TIMEOUT_SECONDS, Origin, RoutesError, Table, parse, platform
 from shared.settings import Base, Port
 
@@ -60,6 +61,10 @@ class EdgeSettings(Base):
     tickets_url: Origin = Field(description="The tickets API, scheme://host:port.")
     stats_url: Origin = Field(description="The stats API, scheme://host:port.")
 
+    form: Form = Field(
+        default="best",
+        description="Which form of the code runs: `best`, compiled where that was built, or `plain` Python.",
+    )
     mode: Literal["availability", "strict"] = Field(
         default="availability", description="Cut off from Kafka: go on with the keys held, or refuse all after a while."
     )

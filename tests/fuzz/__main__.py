@@ -39,27 +39,27 @@ class Run:
             self.pool.append(data)
             self.one(data)
 
-    def grow(self, until: float, random: Random) -> None:
-        """Tries new inputs until then."""
-        while time.monotonic() < until:
+    def grow(self, until: float, random: Random, least: int = 0) -> None:
+        """Tries new inputs until then, or until there were so many."""
+        while time.monotonic() < until and not 0 < least <= self.inputs:
             self.one(mutated(random, random.choice(self.pool), self.pool))
 
     def one(self, data: bytes) -> None:
         """Tries an input, which goes into the pool when what it comes to is new."""
-        self.inputs += 1
+        self.inputs += getattr(self.target, "batch", 1)
         try:
             came_to = self.target.run(data, Random(f"{self.seed} {data!r}"))
         except Exception as error:
-            keep(self.name, [data])
+            keep(self.name, [getattr(error, "data", None) or data])
             raise SystemExit(f"error: {self.name}, seed {self.seed}: {error!r}\n  input (kept): {data!r}") from error
         self.accepted += came_to.startswith("accepted")
         if came_to not in self.found:
             self.found[came_to] = data
             self.pool.append(data)
 
-    def verdict(self) -> str | None:
+    def verdict(self, least: int = 0) -> str | None:
         """Why this was no fuzzing, if it was none."""
-        if self.inputs < _INPUTS_MIN:
+        if self.inputs < max(_INPUTS_MIN, least):
             return f"{self.name} tried only {self.inputs} inputs"
         if not 0 < self.accepted < self.inputs:
             return f"{self.name} accepted {self.accepted} of {self.inputs} inputs"
@@ -85,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make fuzz ARGS=")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
     parser.add_argument("--seconds", type=float, default=60, help="for all targets together (60)")
+    parser.add_argument("--inputs", type=int, default=0, help="end sooner, after so many of each; fewer fail")
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "big"), help="repeats a run")
     parser.add_argument("--keep", action="store_true", help="keep inputs that came to something new")
     arguments = parser.parse_args()
@@ -97,11 +98,11 @@ def main() -> None:
         run = Run(name, TARGETS[name](), arguments.seed)
         started = time.monotonic()
         run.start()
-        run.grow(started + arguments.seconds / len(names), Random(f"{arguments.seed} {name}"))
+        run.grow(started + arguments.seconds / len(names), Random(f"{arguments.seed} {name}"), arguments.inputs)
         took = time.monotonic() - started
         rate = f"{run.inputs:8,} inputs ({run.inputs / took:,.0f}/s)"
         sys.stdout.write(f"{name:10} {rate}, {run.accepted:,} accepted, {len(run.found)} kinds of outcome\n")
-        wrong += [verdict] if (verdict := run.verdict()) else []
+        wrong += [verdict] if (verdict := run.verdict(arguments.inputs)) else []
         if arguments.keep:
             keep(name, [data for data in run.found.values() if len(data) <= _LONGEST_KEPT])
     if wrong:

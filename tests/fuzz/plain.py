@@ -21,7 +21,7 @@ from services.edge.http.fields import (
     SECRET,
     UPGRADE,
 )
-from services.edge.http.head import METHODS
+from services.edge.http.message import METHODS
 
 _FIELDS = rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+\r\n"
 _REQUEST = re.compile(rb"([A-Z]{1,32}+) (/[\x21-\x7e]*+|(?<=OPTIONS )\*) HTTP/1\.([01])\r\n" + _FIELDS)
@@ -77,7 +77,7 @@ def response(head: bytes) -> Read:
     _refuse_if(len(pairs) > 100)
     known = [(fields._response_kind(name), name, value) for name, value in pairs]
     closes, passed = _connection(known)
-    platform = [b"%b: %b\r\n" % (name, value) for kind, name, value in known if kind == PLATFORM]
+    platform = b"".join(b"%b: %b\r\n" % (name, value) for kind, name, value in known if kind == PLATFORM)
     date = [*_values(known, DATE), b""][0]
     return status, reason, minor, passed, platform, date, _length(known, minor), minor == 1 and not closes
 
@@ -104,7 +104,7 @@ def _values(known: Known, wanted: int) -> list[bytes]:
     return [value.rstrip(_BLANKS) for kind, _, value in known if kind == wanted]
 
 
-def _connection(known: Known) -> tuple[bool, list[bytes]]:
+def _connection(known: Known) -> tuple[bool, bytes]:
     """Whether Connection says close, and the lines that go on: without those that it names."""
     options = {option.strip(_BLANKS).lower() for value in _values(known, CONNECTION) for option in value.split(b",")}
     lines = [
@@ -112,7 +112,7 @@ def _connection(known: Known) -> tuple[bool, list[bytes]]:
         for kind, name, value in known
         if kind in {PASS, SECRET} and name.lower() not in options - {b"close", b"keep-alive"}
     ]
-    return b"close" in options, lines
+    return b"close" in options, b"".join(lines)
 
 
 def _length(known: Known, minor: int) -> int | None:

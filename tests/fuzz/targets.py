@@ -13,16 +13,19 @@ from urllib.parse import unquote
 import h11
 import httptools
 
+from services.edge import compiled
 from services.edge.domain import KeyState, Outcome, OwnerState, decide
-from services.edge.http import paths
+from services.edge.http import parts, paths
 from services.edge.http.fields import request_kinds
-from services.edge.http.head import BadMessage, parse_request, parse_response
+from services.edge.http.head import parse_request, parse_response
+from services.edge.http.message import BadMessage
 from services.edge.routes import Route, Table
 from services.edge.serving import connection as client_side
 from services.edge.serving import exchange
 from services.edge.upstream import connection as upstream_side
 from tests.attack import corpus
 from tests.fuzz import plain
+from tests.fuzz.mutate import TOKENS
 from tests.unit.edge.serving.stage import Stage, Wire, answer, ask
 
 KEY = "{key}"
@@ -32,7 +35,11 @@ Seen = tuple[str, str, bytes]
 
 
 class Wrong(Exception):  # noqa: N818 - what it is
-    """Something does not hold."""
+    """Something does not hold; `data` is what it was tried with, when that is not the input itself."""
+
+    def __init__(self, what: str, data: bytes | None = None) -> None:
+        super().__init__(what)
+        self.data = data
 
 
 class _Staged:
@@ -175,6 +182,54 @@ class Heads:
         return f"{'refused' if meant is None else 'accepted'} {response} {meant and bool(meant[-1])}"
 
 
+class Scan:
+    """Heads taken apart by `scan`, compiled, and by `parts`: what the one takes is the same to the other. Each input is the first
+    of many, each a change away from the one before, for the two are fast.
+    """
+
+    batch = 500
+
+    def close(self) -> None:
+        """Nothing was taken."""
+
+    def seeds(self) -> list[bytes]:
+        """The corpus's heads, and some that are taken."""
+        plainly = [
+            b"GET /echo/a?b=c HTTP/1.1\r\nHost: h:80\r\nX-API-Key: {key}\r\nX-Request-ID: r\r\nAccept: */*\r\nCookie:a=b",
+            b"POST /echo HTTP/1.0\r\nhost: [::1]\r\nx-api-key:\t{key} \r\nContent-Length: 3\r\nConnection: keep-alive",
+            b"HTTP/1.1 200 OK\r\nDate: x\r\nContent-Length: 3\r\nKeyledger-A: b\r\nContent-Type: a/b\r\nSet-Cookie: c=d",
+            b"HTTP/1.0 404 No\r\nTransfer-Encoding: chunked\r\nConnection: close, X-A\r\nX-A: b\r\nProxy-X: 1",
+        ]
+        return [*plainly, *Heads().seeds()]
+
+    def run(self, data: bytes, random: Random) -> str:
+        """What came of the last one, as a whole: whether it was taken, and how many of a kind it had."""
+        came_to = "refused"
+        first = head = data.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        for _ in range(self.batch):
+            came_to = self._taken_apart(head)
+            # One that is not taken is no good beginning.
+            head = _changed(head if came_to != "refused" else first, random)
+        return came_to
+
+    @staticmethod
+    def _taken_apart(head: bytes) -> str:
+        from services.edge.http import scan  # noqa: PLC0415 - it is not there in the plain form
+
+        response = head.startswith(b"HTTP/")
+        ours = (scan.response if response else scan.request)(head)
+        if ours is None:
+            return "refused"
+        try:
+            theirs = (parts.response if response else parts.request)(head)
+        except BadMessage as error:
+            raise Wrong(f"{head!r} was taken, but {error}", head) from None
+        if ours != theirs:
+            raise Wrong(f"{head!r}: {ours!r} against {theirs!r}", head)
+        rare = next((part for part in ours if isinstance(part, dict)), ())
+        return f"accepted {response} {[len(part) for part in ours if isinstance(part, list)]} {sorted(rare)}"
+
+
 class Paths:
     """Paths: however a server decodes, cuts and normalises one that passes, it stays on the route that the edge found."""
 
@@ -288,6 +343,7 @@ TARGETS: dict[str, Callable[[], Any]] = {
     "requests": Requests,
     "responses": Responses,
     "heads": Heads,
+    **({"scan": Scan} if compiled.RUNS else {}),
     "paths": Paths,
     "decisions": Decisions,
 }
@@ -301,6 +357,23 @@ class _Loud:
 
     def warning(self, event: str, **_: object) -> None:
         pass
+
+
+def _changed(head: bytes, random: Random) -> bytes:
+    """`head` after one small change."""
+    number = random.getrandbits(40)
+    at, number = number % len(head), number >> 16
+    what, number = number & 7, number >> 3
+    if what < 3:
+        return b"%b%c%b" % (head[:at], number & 255, head[at + 1 :])
+    if what < 5:
+        return head[:at] + TOKENS[number % len(TOKENS)] + head[at:]
+    if what == 5:
+        return head[:at] + head[at + 1 + (number & 7) :]
+    lines = head[:-4].split(b"\r\n")
+    one, other = number % len(lines), number // 128 % len(lines)
+    lines.insert(one, lines[other]) if what == 6 and len(lines) < 12 else lines.append(lines.pop(other))
+    return b"\r\n".join((*lines, b"", b""))
 
 
 def _meant(read: Callable[[bytes], plain.Read], head: bytes) -> plain.Read | None:

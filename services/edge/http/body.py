@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from services.edge.http.head import BadMessage, Framing
+from services.edge.http.message import BadMessage, Framing
 
 _LINE_MAX = 256
 _TRAILERS_MAX = 8 * 1024

@@ -30,7 +30,7 @@ _HOP_BY_HOP = {
     b"upgrade": UPGRADE,
     b"http2-settings": DROP,
 }
-_REQUEST_KINDS = _HOP_BY_HOP | {
+REQUEST_KINDS = _HOP_BY_HOP | {
     b"host": HOST,
     b"expect": EXPECT,
     b"x-api-key": KEY,
@@ -56,7 +56,7 @@ _REQUEST_KINDS = _HOP_BY_HOP | {
         DROP,
     ),
 }
-_RESPONSE_KINDS = _HOP_BY_HOP | {
+RESPONSE_KINDS = _HOP_BY_HOP | {
     b"date": DATE,
     b"set-cookie": SECRET,
     **dict.fromkeys(
@@ -76,22 +76,21 @@ _RESPONSE_KINDS = _HOP_BY_HOP | {
     ),
 }
 _PASSED = {PASS, SECRET}
-_REQUEST_DROPPED = (b"keyledger-", b"x-forwarded-", b"proxy-")
+REQUEST_DROPPED = (b"keyledger-", b"x-forwarded-", b"proxy-")
+RESPONSE_PREFIXES = {b"proxy-": DROP, b"keyledger-": PLATFORM}
 
 
 def _request_kind(name: bytes) -> int:
     normal = name.translate(_NORMALISED)
-    if normal.startswith(_REQUEST_DROPPED):
+    if normal.startswith(REQUEST_DROPPED):
         return DROP
-    return _spelt(name, normal, _REQUEST_KINDS.get(normal, PASS))
+    return _spelt(name, normal, REQUEST_KINDS.get(normal, PASS))
 
 
 def _response_kind(name: bytes) -> int:
     normal = name.translate(_NORMALISED)
-    if normal.startswith(b"proxy-"):
-        return DROP
-    kind = _RESPONSE_KINDS.get(normal, PLATFORM if normal.startswith(b"keyledger-") else PASS)
-    return _spelt(name, normal, kind)
+    begun = next((kind for prefix, kind in RESPONSE_PREFIXES.items() if normal.startswith(prefix)), PASS)
+    return _spelt(name, normal, RESPONSE_KINDS.get(normal, begun))
 
 
 def _spelt(name: bytes, normal: bytes, kind: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote_to_bytes
 
-from services.edge.http.head import BadMessage
+from services.edge.http.message import BadMessage
 
 _PLAIN = re.compile(r"(?:/[A-Za-z0-9_~!$&'()*+,=:@-][A-Za-z0-9._~!$&'()*+,=:@-]*+)++/?|/")
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from services.edge.http.head import METHODS, Framing, RequestHead, ResponseHead
+from services.edge.http.message import METHODS, Framing, RequestHead, ResponseHead
 
 # As RFC 9110, section 15, has them, whatever version of Python knows them by their older names.
 REASONS = {status.value: status.phrase.encode() for status in HTTPStatus} | {
@@ -27,7 +27,7 @@ def request_head(
     token: bytes | None,
 ) -> bytes:
     """The head for the upstream at `authority`, with who asks: our identity `token`, where there is a key."""
-    parts = [_BEGINNINGS[request.method], request.target, b" HTTP/1.1\r\nHost: ", authority, b"\r\n", *request.fields]
+    parts = [_BEGINNINGS[request.method], request.target, b" HTTP/1.1\r\nHost: ", authority, b"\r\n", request.fields]
     parts += (_framing(request.framing), _VIA[request.minor])
     if address:
         parts += (b"X-Forwarded-For: ", address.encode(), b"\r\n")
@@ -70,7 +70,7 @@ def response_head(
             b"\r\nDate: ",
             date,
             b"\r\n",
-            *fields,
+            fields,
             framing,
             b"X-Request-ID: ",
             request_id.encode(),

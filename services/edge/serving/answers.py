@@ -13,7 +13,7 @@ import msgspec
 from services.edge.clock import SECOND, wall_ns
 from services.edge.domain import Limits, Outcome
 from services.edge.domain import problem as problem_of
-from services.edge.http.head import BadMessage
+from services.edge.http.message import BadMessage
 from services.edge.http.rewrite import REASONS
 from services.edge.limiter import WINDOWS, Verdict
 

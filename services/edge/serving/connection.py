@@ -13,14 +13,8 @@ from typing_extensions import override
 
 from services.edge.clock import SECOND, boot_ns, wall_ns
 from services.edge.http.body import BodyReader, LengthReader, request_reader
-from services.edge.http.head import (
-    HEAD_END,
-    BadMessage,
-    RequestHead,
-    after_empty_lines,
-    check_beginning,
-    parse_request,
-)
+from services.edge.http.head import HEAD_END, after_empty_lines, check_beginning, parse_request
+from services.edge.http.message import BadMessage, RequestHead
 from services.edge.serving import answers
 from services.edge.serving.answers import Answer
 from services.edge.serving.exchange import NEVER, Exchange

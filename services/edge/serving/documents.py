@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from services.edge.http.head import METHODS, Fields
+from services.edge.http.message import METHODS
 from services.edge.serving.answers import Answer, method_not_allowed
 
 JWKS_PATH = "/.well-known/keyledger/jwks.json"
@@ -31,13 +31,13 @@ class Document:
     etag: bytes
     methods: tuple[str, ...] = ("GET", "HEAD")
 
-    def answer(self, method: str, fields: Fields) -> Answer:
+    def answer(self, method: str, fields: bytes) -> Answer:
         """What a request of `method` with these header lines is answered."""
         if method not in self.methods:
             return method_not_allowed(self.methods)
         held = [
             tag.strip(b" \t").removeprefix(b"W/")
-            for name, _, value in (field.partition(b":") for field in fields)
+            for name, _, value in (line.partition(b":") for line in fields.split(b"\r\n"))
             if name.lower() == b"if-none-match"
             for tag in value.strip().split(b",")
         ]

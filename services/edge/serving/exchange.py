@@ -12,7 +12,7 @@ import structlog
 
 from services.edge.clock import SECOND, boot_ns, wall_ns
 from services.edge.http.body import LAST_CHUNK, chunk
-from services.edge.http.head import RequestHead, ResponseHead
+from services.edge.http.message import RequestHead, ResponseHead
 from services.edge.http.rewrite import request_head, response_head
 from services.edge.identity import Identities
 from services.edge.routes import Route

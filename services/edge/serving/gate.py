@@ -13,7 +13,7 @@ from services.edge.clock import MILLISECOND, SECOND
 from services.edge.domain import KeyState, Outcome, decide, metered, valid_until_ns
 from services.edge.http import paths
 from services.edge.http.fields import request_kinds
-from services.edge.http.head import BadMessage, RequestHead
+from services.edge.http.message import BadMessage, RequestHead
 from services.edge.limiter import NEVER, Limiter
 from services.edge.memo import Memo, by_length
 from services.edge.replica.reader import ReplicaReader, ReplicaStatus, ReplicaUnreadableError

@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from services.edge import compiled
 from services.edge.clock import SECOND
 
 _BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -68,6 +69,9 @@ class Metrics(Collector):
         yield self._histogram()
         yield CounterMetricFamily("keyledger_edge_log_failures", "Request logs that failed", value=self.log_failures)
         yield GaugeMetricFamily("keyledger_edge_in_flight", "Requests under way", value=self.in_flight)
+        yield GaugeMetricFamily(
+            "keyledger_edge_compiled", "1: the compiled form runs, 0: plain Python", value=compiled.RUNS
+        )
         yield GaugeMetricFamily("keyledger_edge_connections", "Connections of clients", value=self.connections)
 
     def _histogram(self) -> Metric:

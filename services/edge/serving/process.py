@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 from prometheus_client import REGISTRY
 
+from services.edge import compiled
 from services.edge.clock import SECOND, boot_ns, wall_ns
 from services.edge.descriptors import BACKLOG, raise_limit, shares
 from services.edge.identity import Identities, load_key
@@ -113,6 +114,8 @@ class Serving:
 
 async def run(settings: EdgeSettings) -> None:
     """Serves until SIGTERM, and drains."""
+    if compiled.STATE == "stale":
+        _log.warning("slower than it could be", form=compiled.describe())
     serving = Serving(*_within_limits(settings))
     REGISTRY.register(serving.metrics)
     checks = {name: (lambda name=name: serving.checks()[name]) for name in ("slot", "log", "replica")}
@@ -202,7 +205,7 @@ async def _serve(serving: Serving, slot: Slot, stop: asyncio.Event) -> None:
     serving.ledger.writable()
     server = await loop.create_server(serving.clients.accepted, sock=listening, backlog=serving.backlog)
     sweeping = loop.create_task(_sweep(serving))
-    _log.info("serving", port=listening.getsockname()[1], log=serving.ledger.log_id)
+    _log.info("serving", port=listening.getsockname()[1], log=serving.ledger.log_id, form=compiled.STATE)
     await stop.wait()
     server.close()
     await _drain(serving, slot)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.edge.http.body import LAST_CHUNK, chunk
-from services.edge.http.head import Framing
+from services.edge.http.message import Framing
 
 AHEAD_MAX = 64 * 1024
 

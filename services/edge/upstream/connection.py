@@ -12,7 +12,8 @@ import structlog
 from typing_extensions import override
 
 from services.edge.http.body import BodyReader, EndReader, response_reader
-from services.edge.http.head import HEAD_END, RESPONSE_HEAD_MAX, BadMessage, ResponseHead, check_lines, parse_response
+from services.edge.http.head import HEAD_END, RESPONSE_HEAD_MAX, check_lines, parse_response
+from services.edge.http.message import BadMessage, ResponseHead
 
 if TYPE_CHECKING:
     from services.edge.upstream.pool import Pool

@@ -8,10 +8,12 @@ from random import Random
 
 import pytest
 
-from services.edge import domain
-from services.edge.http import body, lines, paths, rewrite
+from services.edge import compiled, domain
+from services.edge.http import body, lines, parts, paths, rewrite
 from tests.fuzz import __main__ as fuzz
 from tests.fuzz.targets import TARGETS, Wrong
+
+COMPILED = pytest.mark.skipif(not compiled.RUNS, reason="plain Python runs")
 
 
 def replay(name: str) -> None:
@@ -32,6 +34,7 @@ def test_what_is_known_holds(name: str) -> None:
         ("requests", body, "_SIZE", re.compile(rb" *([0-9A-Fa-f]{1,8}) *(?:;.*)?")),
         ("responses", rewrite, "_framing", lambda framing: b"Content-Length: %d\r\n" % ((framing.length or 0) + 1)),
         ("heads", lines, "_VALUE", bytes(range(0x100))),
+        pytest.param("scan", parts, "KEY", 99, marks=COMPILED),
         ("paths", paths, "_DOT_SEGMENT", re.compile(r"/\.{1,2}(?:[/;]|\Z)")),
         ("decisions", domain, "_paused", lambda _key, _owner: None),
     ],

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.edge.http.body import LAST_CHUNK, BodyReader, ChunkedReader, EndReader, LengthReader, chunk
-from services.edge.http.head import BadMessage
+from services.edge.http.message import BadMessage
 
 
 def read(reader: BodyReader, data: bytes, cuts: list[int]) -> tuple[bytes, bytes]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.edge.http.head import BadMessage
+from services.edge.http.message import BadMessage
 from services.edge.http.paths import split, without_parameters
 
 AMBIGUOUS = [

@@ -8,7 +8,7 @@ import pytest
 
 from services.edge.clock import SECOND
 from services.edge.domain import Limits, Outcome
-from services.edge.http.head import BadMessage
+from services.edge.http.message import BadMessage
 from services.edge.limiter import Limiter, Verdict
 from services.edge.serving import answers
 

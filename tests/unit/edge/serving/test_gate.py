@@ -7,7 +7,8 @@ from typing import cast
 
 from services.edge.clock import MILLISECOND, SECOND
 from services.edge.domain import KeyState, Limits, Outcome, OwnerState
-from services.edge.http.head import RequestHead, parse_request
+from services.edge.http.head import parse_request
+from services.edge.http.message import RequestHead
 from services.edge.limiter import Limiter
 from services.edge.replica.reader import ReplicaReader, ReplicaStatus
 from services.edge.routes import Route, Table
