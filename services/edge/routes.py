@@ -15,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -81,11 +81,11 @@ class Route:
     public: bool = False
     body_max: int = BODY_MAX
     timeout: float = TIMEOUT_SECONDS
+    platform: bool = field(init=False)
+    """Whether the upstream is one of the platform's own services."""
 
-    @property
-    def platform(self) -> bool:
-        """Whether the upstream is one of the platform's own services."""
-        return self.audience == PLATFORM_AUDIENCE
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "platform", self.audience == PLATFORM_AUDIENCE)
 
     def allows(self, method: str) -> bool:
         """Whether the route knows `method`: without permissions it knows them all."""

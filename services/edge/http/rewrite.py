@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from services.edge.http.message import METHODS, Framing, RequestHead, ResponseHead
+from services.edge.http.message import METHODS, NO_LENGTH, Framing, RequestHead, ResponseHead
 
 # As RFC 9110, section 15, has them, whatever version of Python knows them by their older names.
 REASONS = {status.value: status.phrase.encode() for status in HTTPStatus} | {
@@ -27,18 +27,20 @@ def request_head(
     token: bytes | None,
 ) -> bytes:
     """The head for the upstream at `authority`, with who asks: our identity `token`, where there is a key."""
+    framing = request.framing
     parts = [_BEGINNINGS[request.method], request.target, b" HTTP/1.1\r\nHost: ", authority, b"\r\n", request.fields]
-    parts += (_framing(request.framing), _VIA[request.minor])
+    if framing is not NO_LENGTH:
+        parts.append(_framing(framing))
+    parts.append(_VIA[request.minor])
     if address:
         parts += (b"X-Forwarded-For: ", address.encode(), b"\r\n")
     if request.host:
         parts += (b"X-Forwarded-Host: ", request.host, b"\r\n")
-    parts += (b"X-Request-ID: ", request_id.encode(), b"\r\n")
     if correlation_id is not None:
         parts += (b"X-Correlation-ID: ", correlation_id.encode(), b"\r\n")
     if token is not None:
         parts += (b"Keyledger-Identity: ", token, b"\r\n")
-    parts.append(b"\r\n")
+    parts += (b"X-Request-ID: ", request_id.encode(), b"\r\n\r\n")
     return b"".join(parts)
 
 
@@ -58,11 +60,10 @@ def response_head(
     fields, reason = head.fields, head.reason
     if platform:
         fields, reason = fields + head.platform, REASONS.get(head.status, reason)
-    framing = b""
-    if head.framing.length is not None and head.status != 204:
-        framing = _framing(head.framing)
-    elif chunked:
-        framing = _CHUNKED
+    length = head.framing.length
+    framing = _CHUNKED if chunked else b""
+    if length is not None and head.status != 204:
+        framing = b"Content-Length: %d\r\n" % length
     return b"".join(
         (
             _STATUSES[head.status],

@@ -118,25 +118,24 @@ class RequestLog:
 
     def append(self, record: Record) -> None:
         """Buffers a record; it is in the log when `flush` has returned."""
-        ordinal = self._next
-        self._frames.append(pack(RECORD, ordinal, encode(record)))
-        self._pending.append(record)
-        self._next = ordinal + 1
-        self._lasts[self._partitions[record.key_id]] = ordinal
+        self.adopt((record,))
 
     def note(self, key_id: int, admitted_ns: int) -> None:
         """Buffers a note of an admission whose request is still open. Its record will have `noted` set."""
-        note = Note(key_id, admitted_ns)
-        self._frames.append(pack(NOTE, 0, encode(note)))
-        self._pending.append(note)
+        self.adopt((Note(key_id, admitted_ns),))
 
     def adopt(self, unwritten: Iterable[Record | Note]) -> None:
-        """Buffers what another log, that failed, has not taken."""
+        """Buffers records and notes, such as another log, that failed, has not taken."""
+        frames, pending, lasts, partitions = self._frames, self._pending, self._lasts, self._partitions
         for item in unwritten:
+            pending.append(item)
             if isinstance(item, Record):
-                self.append(item)
+                ordinal = self._next
+                frames.append(pack(RECORD, ordinal, encode(item)))
+                self._next = ordinal + 1
+                lasts[partitions[item.key_id]] = ordinal
             else:
-                self.note(item.key_id, item.admitted_ns)
+                frames.append(pack(NOTE, 0, encode(item)))
 
     def flush(self) -> None:
         """Writes all that is buffered with one write(2): from then on it outlives the process.

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from services.edge.serving.connection import ClientConnection
+    from services.edge.serving.link import Link
 
 # The head of an honest request: so much may wait on each connection uncounted.
 _SMALL = 4 * 1024
@@ -20,9 +20,9 @@ class Backlog:
     def __init__(self, held_max: int) -> None:
         self.held = 0
         self._held_max = held_max
-        self._by_connection: OrderedDict[ClientConnection, int] = OrderedDict()
+        self._by_connection: OrderedDict[Link, int] = OrderedDict()
 
-    def hold(self, connection: ClientConnection, size: int) -> None:
+    def hold(self, connection: Link, size: int) -> None:
         """On `connection` wait `size` bytes now."""
         size = size if size > _SMALL else 0
         self.held += size - self._by_connection.get(connection, 0)

@@ -5,68 +5,29 @@ socket until its answer is complete; what can't be read ends the connection.
 from __future__ import annotations
 
 import asyncio
-from enum import Enum
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import structlog
 from typing_extensions import override
 
-from services.edge.clock import SECOND, boot_ns, wall_ns
+from services.edge.clock import boot_ns, wall_ns
 from services.edge.http.body import BodyReader, LengthReader, request_reader
 from services.edge.http.head import HEAD_END, after_empty_lines, check_beginning, parse_request
 from services.edge.http.message import BadMessage, RequestHead
 from services.edge.serving import answers
-from services.edge.serving.answers import Answer
-from services.edge.serving.exchange import NEVER, Exchange
-from services.edge.serving.gate import Grant
+from services.edge.serving.answering import NEVER
+from services.edge.serving.exchange import Exchange
+from services.edge.serving.link import CLOSING, EXCHANGE, HEAD, UNWANTED, Link
 from services.edge.serving.passage import Passage
-
-if TYPE_CHECKING:
-    from services.edge.serving.connections import Clients
 
 # So much of a body that nobody wants is read to keep a connection.
 _UNWANTED_MAX = 64 * 1024
-_LINGER_NS = 5 * SECOND
 _CR = 13
 _log = structlog.get_logger()
 
 
-class _State(Enum):
-    HEAD = "head"
-    EXCHANGE = "exchange"
-    UNWANTED = "unwanted"
-    CLOSING = "closing"
-
-
-# A global is looked up faster than an enumeration's member.
-_HEAD = _State.HEAD
-_EXCHANGE = _State.EXCHANGE
-_UNWANTED = _State.UNWANTED
-_CLOSING = _State.CLOSING
-
-
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(Link):
     """One connection of a client."""
-
-    def __init__(self, clients: Clients) -> None:
-        self._clients = clients
-        self._edge = clients.edge
-        self._patience = clients.patience
-        self._transport: asyncio.Transport | None = None
-        self._address: str | None = None
-        self._state = _HEAD
-        self._buffer = b""
-        self._request: RequestHead | None = None
-        self._reader: BodyReader | None = None
-        self._exchange: Exchange | None = None
-        self._grant: Grant | None = None
-        self._deadline_ns = NEVER
-        self._has_ns = 0
-        self._counted = False
-        self._held = False
-        self._waits = False
-        self._paused = False
-        self._full = False
 
     # asyncio
 
@@ -112,11 +73,11 @@ class ClientConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """asyncio: the client has caught up."""
         self._full = False
-        if self._state is _HEAD:
+        if self._state is HEAD:
             self._go_on()
         else:
             self._regulate()
-        if self._state is _EXCHANGE:
+        if self._state is EXCHANGE:
             self._wait_for_body()
         if self._exchange is not None:
             self._exchange.client_full(full=False)
@@ -126,20 +87,15 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes from the client."""
         try:
-            if self._state is _HEAD:
+            if self._state is HEAD:
                 self._head(data)
-            elif self._state is not _CLOSING:
+            elif self._state is not CLOSING:
                 self._behind_head(data)
         except Exception:
             _log.exception("a request could not be handled")
             self._broken()
 
     # The exchange's side
-
-    def write(self, data: bytes) -> None:
-        """Sends bytes of the answer."""
-        if self._transport is not None:
-            self._transport.write(data)
 
     def hold(self, *, hold: bool) -> None:
         """Stops reading the body, or goes on."""
@@ -161,100 +117,13 @@ class ClientConnection(asyncio.Protocol):
         if not keep:
             self._close()
         elif self._reader is not None:
-            self._state = _UNWANTED
+            self._state = UNWANTED
             self._give(self._patience.head)
             self._regulate()
         else:
             self._next()
         if self._counted:
             self.count()
-
-    def abort(self) -> None:
-        """Drops the connection: the answer can't be completed."""
-        self._state = _CLOSING
-        if self._transport is not None:
-            self._transport.abort()
-
-    # Memory
-
-    def count(self) -> None:
-        """Tells how much waits here: of requests, and of answers that the client does not take."""
-        transport, exchange = self._transport, self._exchange
-        size = len(self._buffer) + (exchange.held if exchange is not None else 0)
-        if self._full and transport is not None:
-            size += transport.get_write_buffer_size()
-        if size or self._counted:
-            self._counted = size > 0
-            self._clients.backlog.hold(self, size)
-
-    def give_way(self) -> None:
-        """Too much waits in memory, and this for longest."""
-        self._counted = False
-        if self._full:
-            self.abort()
-        elif self._exchange is not None and self._exchange.waiting:
-            self._buffer = b""
-            self._exchange.client_failed(answers.UNAVAILABLE)
-        elif self._state is _HEAD:
-            self._refuse(answers.NOT_READY, "crowded")
-        else:
-            self.abort()
-
-    # Time
-
-    def end_overdue(self, now_ns: int, *, pressed: bool, recheck: bool) -> None:
-        """Ends what has waited too long, sooner when others wait for what it holds (`pressed`: for its connection)."""
-        exchange = self._exchange
-        deadline_ns = self._deadline_ns
-        if pressed or (exchange is not None and exchange.pressed):
-            deadline_ns -= max(0, self._has_ns - self._patience.pressed)
-        if now_ns >= deadline_ns:
-            self._expire()
-        elif exchange is not None and now_ns >= exchange.deadline_ns:
-            exchange.expire()
-        elif exchange is not None and recheck:
-            exchange.recheck()
-
-    @property
-    def reads_head(self) -> bool:
-        """Whether the head of a request, or nothing yet, is read."""
-        return self._state is _HEAD
-
-    def drain(self) -> None:
-        """Ends the connection unless a request is under way."""
-        if self._state in {_HEAD, _UNWANTED} and not self._buffer:
-            self._close()
-
-    def turn_away(self) -> None:
-        """Ends the connection before the request that it began: another process takes it."""
-        self._refuse(answers.NOT_READY, "draining")
-
-    def _expire(self) -> None:
-        """The answer to a client that is too slow: 408 while it can have one, or the end of the connection."""
-        exchange = self._exchange
-        if exchange is not None and exchange.waiting and not self._full:
-            exchange.client_failed(answers.REQUEST_TIMEOUT)
-            self._give(self._patience.body)
-        elif self._state is _HEAD and self._buffer and not self._full:
-            self._refuse(answers.REQUEST_TIMEOUT, "timeout")
-        elif self._state is _HEAD and not self._full:
-            self._close()
-        else:
-            self.abort()
-
-    def _give(self, time_ns: int) -> None:
-        """The client has so long from now."""
-        self._has_ns = time_ns
-        self._deadline_ns = boot_ns() + time_ns
-
-    def _wait_for_body(self) -> None:
-        if self._full:
-            return
-        if self._reader is None or self._held:
-            # While we don't read, it is not the client that is slow.
-            self._deadline_ns = NEVER
-        else:
-            self._give(self._patience.body)
 
     # Reading
 
@@ -294,7 +163,7 @@ class ClientConnection(asyncio.Protocol):
             self.count()
 
     def _begin(self, request: RequestHead, passage: Passage, rest: bytes) -> None:
-        self._state = _EXCHANGE
+        self._state = EXCHANGE
         self._grant = passage.grant
         self._request = request
         exchange = self._exchange = Exchange(self._edge, self, request, passage)
@@ -356,7 +225,7 @@ class ClientConnection(asyncio.Protocol):
         self.count()
 
     def _next(self) -> None:
-        self._state = _HEAD
+        self._state = HEAD
         self._request = None
         self._waits = False
         if self._clients.draining:
@@ -364,8 +233,11 @@ class ClientConnection(asyncio.Protocol):
         elif self._full:
             self._give(self._patience.body)
             self._regulate()
-        else:
+        elif self._buffer or self._paused:
             self._go_on()
+        else:
+            self._has_ns = self._patience.idle
+            self._deadline_ns = boot_ns() + self._has_ns
 
     def _go_on(self) -> None:
         self._has_ns = self._patience.idle
@@ -377,49 +249,10 @@ class ClientConnection(asyncio.Protocol):
             self._regulate()
 
     def _resume(self) -> None:
-        if self._state is _HEAD and self._transport is not None and self._buffer and not self._full:
+        if self._state is HEAD and self._transport is not None and self._buffer and not self._full:
             data, self._buffer = self._buffer, b""
             self._regulate()
             self.data_received(data)
-
-    def _regulate(self) -> None:
-        busy = self._state is _EXCHANGE and (self._held or self._waits)
-        pause = busy or (self._full and self._state in {_HEAD, _UNWANTED})
-        if self._transport is None or pause is self._paused or self._transport.is_closing():
-            return
-        self._paused = pause
-        if pause:
-            self._transport.pause_reading()
-        else:
-            self._transport.resume_reading()
-
-    # Ending
-
-    def _refuse(self, answer: Answer, reason: str) -> None:
-        """Answers what is no request, or not in time, and ends the connection."""
-        self._edge.metrics.unmetered(reason)
-        request_id = self._edge.gate.new_id().encode()
-        self.write(answer.encode(request_id, b"Connection: close\r\n", to_head=False))
-        self._linger()
-
-    def _close(self) -> None:
-        if self._reader is not None or self._buffer:
-            self._linger()
-        elif self._transport is not None:
-            self._state = _CLOSING
-            self._give(self._patience.body)
-            self._transport.close()
-
-    def _linger(self) -> None:
-        """Ends our side only: closing with bytes unread would make the kernel take our answer back (RFC 9112, 9.6)."""
-        self._state = _CLOSING
-        self._buffer = b""
-        self._regulate()
-        self._give(_LINGER_NS)
-        if self._transport is not None:
-            self._transport.write_eof()
-        if self._counted:
-            self.count()
 
     def _broken(self) -> None:
         if self._exchange is not None and self._exchange.waiting:

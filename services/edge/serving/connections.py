@@ -11,7 +11,7 @@ from services.edge.clock import SECOND, boot_ns
 from services.edge.descriptors import BACKLOG
 from services.edge.serving.backlog import Backlog
 from services.edge.serving.connection import ClientConnection
-from services.edge.serving.exchange import Edge
+from services.edge.serving.edge import Edge
 from services.edge.serving.patience import Patience
 
 

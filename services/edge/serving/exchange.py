@@ -1,62 +1,40 @@
-"""The exchange: one request on its way from a client to an answer, the upstream's or the edge's own. Bodies stream both
-ways, each side as fast as the other takes it; the answer's head waits for its record.
+"""The exchange: one request on its way to an upstream, and what can come between. Bodies stream both ways, each side as fast as
+the other takes it. Its answer is in `answering`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import structlog
+from typing_extensions import override
 
 from services.edge.clock import SECOND, boot_ns, wall_ns
-from services.edge.http.body import LAST_CHUNK, chunk
-from services.edge.http.message import RequestHead, ResponseHead
-from services.edge.http.rewrite import request_head, response_head
-from services.edge.identity import Identities
+from services.edge.http.message import RequestHead
+from services.edge.http.rewrite import request_head
 from services.edge.routes import Route
 from services.edge.serving import answers
+from services.edge.serving.answering import NEVER, Answering
 from services.edge.serving.answers import Answer
-from services.edge.serving.gate import Gate
-from services.edge.serving.ledger import Ledger
-from services.edge.serving.metrics import Metrics
+from services.edge.serving.edge import Edge
 from services.edge.serving.passage import Passage
 from services.edge.serving.upload import Upload
-from services.edge.settings import EdgeSettings
 from services.edge.upstream.connection import Failure, UpstreamConnection
 from services.edge.upstream.pool import Pool
 
 if TYPE_CHECKING:
     from services.edge.serving.connection import ClientConnection
 
-NEVER = 1 << 62
 CLIENT_GONE = 499
 # RFC 9110, section 9.2.2.
 _IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class Edge:
-    """What all exchanges of a serving process share. `pool` has the connections to an origin."""
-
-    settings: EdgeSettings
-    gate: Gate
-    ledger: Ledger
-    identities: Identities
-    metrics: Metrics
-    pool: Callable[[str], Pool]
-
-
-class Exchange:
+class Exchange(Answering):
     """One request and its answer. Made with the request's head; `start` begins, then it only reacts."""
 
-    __slots__ = (
-        "_chunked", "_client", "_complete", "_connection", "_continue", "_edge", "_fields", "_held", "_keep", "_out", "_pool",
-        "_queued", "_released", "_request", "_responded", "_retried", "_upload", "deadline_ns", "ended", "method", "passage",
-        "request_done",
-    )  # fmt: skip
+    __slots__ = ("_fields", "_held", "_pool", "_retried", "request_done")
 
     def __init__(self, edge: Edge, client: ClientConnection, request: RequestHead, passage: Passage) -> None:
         self.passage = passage
@@ -248,53 +226,6 @@ class Exchange:
         if not self.request_done and not self._responded:
             self.deadline_ns = boot_ns() + self._body_idle_ns() if full else NEVER
 
-    def response_head(self, head: ResponseHead) -> None:
-        """The upstream's response: its head is written anew and waits for its record."""
-        now = boot_ns()
-        self.deadline_ns = now + self._body_idle_ns()
-        open_ended = head.framing.length is None and not head.bodiless
-        self._chunked = open_ended and self._request.minor == 1
-        # A client of HTTP/1.0 knows no chunks: its body ends with the connection.
-        self._keep = self._may_keep() and (self._chunked or not open_ended)
-        self._out.append(self._head(head))
-        self._responded = True
-        self._settle(head.status, now)
-
-    def response(self, head: ResponseHead, body: bytes) -> None:
-        """The upstream's response, all of it."""
-        self._connection = None
-        self._complete = True
-        self._responded = True
-        self._keep = self._may_keep()
-        self._out = [self._head(head), body]
-        self._settle(head.status, boot_ns())
-
-    def _head(self, head: ResponseHead) -> bytes:
-        passage, verdict = self.passage, self.passage.verdict
-        return response_head(
-            head,
-            passage.request_id,
-            b"" if verdict is None else answers.limit_fields(verdict, passage.admitted_ns, passage.time_ns),
-            date=head.date or answers.date(),
-            platform=passage.route is not None and passage.route.platform,
-            chunked=self._chunked,
-            keep=self._keep,
-        )
-
-    def response_body(self, data: bytes) -> None:
-        """A piece of the response's body."""
-        self.deadline_ns = boot_ns() + self._body_idle_ns()
-        self._send(chunk(data) if self._chunked else data)
-
-    def response_end(self) -> None:
-        """The response is complete."""
-        self._connection = None
-        if self._chunked:
-            self._send(LAST_CHUNK)
-        self._complete = True
-        if self._released:
-            self._finish()
-
     def _await_response(self) -> None:
         route = self.passage.route
         if not self._responded and route is not None:
@@ -358,95 +289,7 @@ class Exchange:
         sent = self.request_done and self._connection is not None and not self._responded
         return sent and route is not None and route.platform
 
-    def _answer(self, answer: Answer) -> None:
-        """Gives an answer of the edge's own."""
-        self._responded = True
-        self._encode(answer)
-        self._settle(answer.status, boot_ns())
-
-    def _encode(self, answer: Answer) -> None:
-        passage = self.passage
-        self._complete = True
-        self._keep = self._may_keep()
-        fields = passage.limit_fields() + (b"" if self._keep else b"Connection: close\r\n")
-        to_head = self.method == "HEAD"
-        self._out = [answer.encode(passage.request_id.encode(), fields, to_head=to_head)]
-        if self._upload is not None:
-            self._upload.drop()
-
-    def _fail(self, answer: Answer) -> None:
-        """Gives an answer of the edge's own instead of the upstream's, or cuts that off if some of it has left."""
-        self._leave()
-        if self._released:
-            self._cut()
-        elif not self._responded:
-            self._answer(answer)
-        elif self._complete:
-            # It is whole, and leaves with this turn.
-            self._keep = False
-        else:
-            self._encode(answer)
-            self._edge.ledger.revise(self.passage, answer.status)
-
-    def _may_keep(self) -> bool:
-        # Who waits for 100 and gets an answer may send the body all the same, or not: the connection can't go on.
-        return self._client.may_keep() and not self.passage.close and not self._continue
-
-    def _settle(self, status: int, now_ns: int) -> None:
-        if self.passage.metered:
-            self._edge.ledger.settle(self.passage, status, now_ns, self._release)
-        else:
-            self._edge.metrics.unmetered(self.passage.reason)
-            self._release(True)
-
-    def _release(self, recorded: bool) -> None:
-        if self.ended:
-            return
-        if not recorded:
-            self._unrecorded()
-        self._released = True
-        self._client.write(b"".join(self._out))
-        if self._complete:
-            self._finish()
-        else:
-            self._out = []
-
-    def _unrecorded(self) -> None:
-        """The record can't be written: an answer that would not be counted is not given."""
-        self._leave()
-        self.passage.reason = "log_failed"
-        self._edge.metrics.unmetered(self.passage.reason)
-        self._complete = True
-        fields = b"" if self._keep else b"Connection: close\r\n"
-        to_head = self.method == "HEAD"
-        self._out = [answers.NOT_RECORDED.encode(self.passage.request_id.encode(), fields, to_head=to_head)]
-
-    def _send(self, data: bytes) -> None:
-        if self._released:
-            self._client.write(data)
-        else:
-            self._out.append(data)
-
-    def _finish(self) -> None:
-        keep = self._keep
-        client = self._client
-        self._end()
-        client.finished(keep=keep)
-
-    def _cut(self) -> None:
-        """Ends an answer in the middle: the client sees that it is not whole."""
-        client = self._client
-        self._end()
-        client.abort()
-
-    def _end(self) -> None:
-        if not self.ended:
-            self.ended = True
-            self._edge.metrics.in_flight -= 1
-            self._edge.gate.ended(self.passage)
-        if self._connection is not None or self._queued:
-            self._leave()
-
+    @override
     def _leave(self) -> None:
         """Has nothing more to do with the upstream."""
         connection, self._connection = self._connection, None
@@ -460,6 +303,3 @@ class Exchange:
         if hold is not self._held:
             self._held = hold
             self._client.hold(hold=hold)
-
-    def _body_idle_ns(self) -> int:
-        return int(self._edge.settings.body_idle_seconds * SECOND)

@@ -24,7 +24,7 @@ from services.edge.requestlog.snapshot import restore
 from services.edge.requestlog.writer import RequestLog
 from services.edge.serving.connections import Clients
 from services.edge.serving.documents import documents
-from services.edge.serving.exchange import Edge
+from services.edge.serving.edge import Edge
 from services.edge.serving.gate import Gate
 from services.edge.serving.ledger import Ledger
 from services.edge.serving.metrics import Metrics

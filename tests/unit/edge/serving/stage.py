@@ -25,7 +25,7 @@ from services.edge.requestlog.writer import LogFailed, Note, Record, RequestLog
 from services.edge.routes import PLATFORM_AUDIENCE, Route, Table
 from services.edge.serving.connection import ClientConnection
 from services.edge.serving.connections import Clients
-from services.edge.serving.exchange import Edge
+from services.edge.serving.edge import Edge
 from services.edge.serving.gate import Gate
 from services.edge.serving.ledger import Ledger
 from services.edge.serving.metrics import Metrics
