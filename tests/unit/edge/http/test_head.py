@@ -237,7 +237,9 @@ def test_bad_responses_are_refused(data: bytes) -> None:
         parse_response(data, "GET")
 
 
-@pytest.mark.parametrize("data", [b"HTTP/1.1 200 OK\r\nX-%d: a\r\n folded\r\n\r\n", b"HTTP/1.1 2000 OK\r\nX-%d: a\r\n\r\n"])
+@pytest.mark.parametrize(
+    "data", [b"HTTP/1.1 200 OK\r\nX-%d: a\r\n folded\r\n\r\n", b"HTTP/1.1 2000 OK\r\nX-%d: a\r\n\r\n"]
+)
 def test_bad_responses_leave_nothing_behind(data: bytes) -> None:
     for number in range(100):
         with pytest.raises(BadMessage):
