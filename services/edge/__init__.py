@@ -11,3 +11,6 @@ Rooms, each of which knows only those below it: `serving` | `agent` → `upstrea
 `domain`, `limiter`), `serving.exchange` takes it to its `upstream` and back, `serving.ledger` writes its record (`requestlog`)
 before the answer leaves.
 """
+
+# Before any of them is imported: it says which of these modules run compiled.
+from services.edge import compiled as compiled

@@ -17,8 +17,17 @@ from types import ModuleType
 from typing import Literal, cast
 
 _EDGE = Path(__file__).parent
-SOURCES = {"services.edge.http.scan": _EDGE / "http" / "scan.pyx"}
-"""What is compiled, by the name of the module that it becomes."""
+SCANNER = "services.edge.http.scan"
+"""Written in Cython, beside the plain `http.parts`."""
+MODULES = tuple(
+    f"services.edge.{name}"
+    for name in (
+        "http.head", "http.rewrite", "limiter", "serving.answering", "serving.connection", "serving.exchange", "serving.gate",
+        "serving.ledger", "serving.limits", "serving.link", "upstream.connection", "upstream.pool",
+    )
+)  # fmt: skip
+"""Plain Python that mypyc compiles; it runs as it is where it is not."""
+LIBRARY = "keyledger_edge__mypyc"
 BUILDS = _EDGE / "builds"
 SUFFIX = EXTENSION_SUFFIXES[0]
 VARIABLE = "KEYLEDGER_EDGE_FORM"
@@ -28,11 +37,16 @@ State = Literal["compiled", "plain", "stale", "absent"]
 """Which form runs: compiled, or plain: because that was asked for, or the build is of other sources, or there is none."""
 
 
+def source(name: str) -> Path:
+    """The file that a module is compiled from."""
+    return _EDGE.joinpath(*name.split(".")[2:]).with_suffix(".pyx" if name == SCANNER else ".py")
+
+
 def build() -> Path:
     """The directory that the build of the sources as they are now has, or would have."""
     content = hashlib.sha256()
-    for name, source in SOURCES.items():
-        content.update(b"%b\0%b\0" % (name.encode(), source.read_bytes()))
+    for name in (SCANNER, *MODULES):
+        content.update(b"%b\0%b\0" % (name.encode(), source(name).read_bytes()))
     return BUILDS / content.hexdigest()[:16]
 
 
@@ -43,7 +57,7 @@ def built(name: str, directory: Path) -> Path:
 
 def complete(directory: Path) -> bool:
     """Whether all of a build is there for this Python and machine."""
-    return all(built(name, directory).exists() for name in SOURCES)
+    return all(built(name, directory).exists() for name in (SCANNER, *MODULES, LIBRARY))
 
 
 class _Finder:
@@ -51,10 +65,11 @@ class _Finder:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._names = {SCANNER, *MODULES, LIBRARY}
 
     def find_spec(self, name: str, _path: Sequence[str] | None, _target: ModuleType | None = None) -> ModuleSpec | None:
         """importlib: where the module is."""
-        if name not in SOURCES:
+        if name not in self._names:
             return None
         path = str(built(name, self._directory))
         return spec_from_file_location(name, path, loader=ExtensionFileLoader(name, path))

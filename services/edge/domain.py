@@ -21,6 +21,28 @@ class Limits(msgspec.Struct, frozen=True, array_like=True, gc=False):
     day: int | None = None
 
 
+Policy = tuple[str, int, int, int, int]
+
+
+class Verdict(msgspec.Struct, frozen=True, gc=False):
+    """What the limits say to one request, and what its headers tell.
+
+    `limit`, `remaining` and `reset_ns` (boot clock) are of one window: the one with the fewest remaining, of equals the
+    longest; at a refusal the exhausted one that frees last. `reset_ns` is when Remaining next rises; at a refusal, when
+    all windows admit one, and a request at that moment is admitted if none was in between.
+    `shown` is its name. `limit` None: the key has no limits. `policies` has a (name, limit, window in s, remaining, reset_ns)
+    for each limited window; none when a request was admitted, for `peek` tells of all then.
+    """
+
+    allowed: bool
+    limit: int | None
+    remaining: int
+    reset_ns: int
+    limits: Limits
+    shown: str
+    policies: tuple[Policy, ...] = ()
+
+
 class KeyState(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A key as the replica holds it: the fast twin of `shared.events.keys.KeyState` with its place in the log.
 

@@ -15,12 +15,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import itemgetter
+from typing import Final
 
-import msgspec
+from services.edge.domain import Limits, Policy, Verdict
 
-from services.edge.domain import Limits
-
-SECOND = 1_000_000_000
+SECOND: Final = 1_000_000_000
 # Name, span and sub-bucket in nanoseconds, shortest first.
 WINDOWS: tuple[tuple[str, int, int], ...] = (
     ("minute", 60 * SECOND, SECOND // 2),
@@ -28,30 +27,10 @@ WINDOWS: tuple[tuple[str, int, int], ...] = (
     ("day", 86400 * SECOND, 120 * SECOND),
 )
 LONGEST = WINDOWS[-1][1]
-NEVER = 1 << 62
+NEVER: Final = 1 << 62
 
-Policy = tuple[str, int, int, int, int]
 Buckets = Sequence[Sequence[tuple[int, int]]]
 Dump = Mapping[int, Buckets]
-
-
-class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """What the limits say to one request, and what its headers tell.
-
-    `limit`, `remaining` and `reset_ns` (boot clock) are of one window: the one with the fewest remaining, of equals the
-    longest; at a refusal the exhausted one that frees last. `reset_ns` is when Remaining next rises; at a refusal, when
-    all windows admit one, and a request at that moment is admitted if none was in between.
-    `shown` is its name. `limit` None: the key has no limits. `policies` has a (name, limit, window in s, remaining, reset_ns)
-    for each limited window; none when a request was admitted, for `peek` tells of all then.
-    """
-
-    allowed: bool
-    limit: int | None
-    remaining: int
-    reset_ns: int
-    limits: Limits
-    shown: str
-    policies: tuple[Policy, ...] = ()
 
 
 UNLIMITED = Verdict(allowed=True, limit=None, remaining=0, reset_ns=0, limits=Limits(), shown="")

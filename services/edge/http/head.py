@@ -5,6 +5,7 @@ apart at its line ends and first colons can go only one way. `parts` takes it ap
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import cast
 
 from services.edge import compiled
@@ -20,15 +21,15 @@ from services.edge.http.fields import (
     response_kinds,
 )
 from services.edge.http.message import CHUNKED, NO_LENGTH, BadMessage, Framing, RequestHead, ResponseHead
-from services.edge.http.parts import AMBIGUOUS, ONE_HOST, Rare
+from services.edge.http.parts import AMBIGUOUS, ONE_HOST, Rare, RequestParts, ResponseParts
 from services.edge.memo import Memo, by_length
 
+_scan_request: Callable[[bytes], RequestParts | None] = parts.request
+_scan_response: Callable[[bytes], ResponseParts | None] = parts.response
 if compiled.RUNS:
     from services.edge.http import scan
 
     _scan_request, _scan_response = scan.request, scan.response
-else:
-    _scan_request, _scan_response = parts.request, parts.response
 
 HEAD_END = b"\r\n\r\n"
 RESPONSE_HEAD_MAX = 64 * 1024

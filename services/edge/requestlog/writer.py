@@ -120,15 +120,12 @@ class RequestLog:
         """Buffers a record; it is in the log when `flush` has returned."""
         self.adopt((record,))
 
-    def note(self, key_id: int, admitted_ns: int) -> None:
-        """Buffers a note of an admission whose request is still open. Its record will have `noted` set."""
-        self.adopt((Note(key_id, admitted_ns),))
-
     def adopt(self, unwritten: Iterable[Record | Note]) -> None:
-        """Buffers records and notes, such as another log, that failed, has not taken."""
+        """Buffers records, also those that another log, that failed, has not taken; and notes of admissions whose requests are
+        still open: their records will have `noted` set.
+        """
         frames, pending, lasts, partitions = self._frames, self._pending, self._lasts, self._partitions
         for item in unwritten:
-            pending.append(item)
             if isinstance(item, Record):
                 ordinal = self._next
                 frames.append(pack(RECORD, ordinal, encode(item)))
@@ -136,6 +133,7 @@ class RequestLog:
                 lasts[partitions[item.key_id]] = ordinal
             else:
                 frames.append(pack(NOTE, 0, encode(item)))
+            pending.append(item)
 
     def flush(self) -> None:
         """Writes all that is buffered with one write(2): from then on it outlives the process.

@@ -4,7 +4,7 @@ answer of the edge's own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from services.edge.clock import SECOND, boot_ns
 from services.edge.http.body import LAST_CHUNK, chunk
@@ -13,6 +13,7 @@ from services.edge.http.rewrite import response_head
 from services.edge.serving import answers
 from services.edge.serving.answers import Answer
 from services.edge.serving.edge import Edge
+from services.edge.serving.limits import limit_fields
 from services.edge.serving.passage import Passage
 from services.edge.serving.upload import Upload
 from services.edge.upstream.connection import UpstreamConnection
@@ -20,7 +21,7 @@ from services.edge.upstream.connection import UpstreamConnection
 if TYPE_CHECKING:
     from services.edge.serving.connection import ClientConnection
 
-NEVER = 1 << 62
+NEVER: Final = 1 << 62
 
 
 class Answering:
@@ -95,7 +96,7 @@ class Answering:
         return response_head(
             head,
             passage.request_id,
-            b"" if verdict is None else answers.limit_fields(verdict, passage.admitted_ns, passage.time_ns),
+            b"" if verdict is None else limit_fields(verdict, passage.admitted_ns, passage.time_ns),
             date=head.date or answers.date(),
             platform=passage.route is not None and passage.route.platform,
             chunked=self._chunked,

@@ -1,4 +1,4 @@
-"""What the edge itself answers: problems (RFC 9457) with a stable code, and the limits' headers."""
+"""What the edge itself answers: problems (RFC 9457) with a stable code."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from http import HTTPStatus
 import msgspec
 
 from services.edge.clock import SECOND, wall_ns
-from services.edge.domain import Limits, Outcome
+from services.edge.domain import Outcome
 from services.edge.domain import problem as problem_of
 from services.edge.http.message import BadMessage
 from services.edge.http.rewrite import REASONS
-from services.edge.limiter import WINDOWS, Verdict
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # An edge that is not ready is, within seconds, or somebody must look.
@@ -74,7 +73,7 @@ def _refusal(outcome: Outcome) -> Answer:
     return problem(status, code, title, fields=fields)
 
 
-REFUSALS = {outcome: _refusal(outcome) for outcome in Outcome if outcome is not Outcome.allowed}
+REFUSALS: dict[Outcome, Answer] = {outcome: _refusal(outcome) for outcome in Outcome if outcome is not Outcome.allowed}
 # Whoever gets this knows that the request was neither forwarded nor counted; with the other it is not counted, but may have
 # been carried out.
 NOT_READY = REFUSALS[Outcome.not_ready]
@@ -99,37 +98,6 @@ def malformed(error: BadMessage) -> Answer:
     """What a client is told whose request can't be read."""
     title = REASONS[error.status].decode()
     return problem(error.status, error.code, title, detail=str(error))
-
-
-def limit_fields(verdict: Verdict, boot_ns: int, wall_ns: int) -> bytes:
-    """The header lines that tell of the limits (API documentation, Rate Limits; draft-ietf-httpapi-ratelimit-headers-11).
-
-    Empty for a key without limits. Who waits for X-RateLimit-Reset, whole seconds rounded up, comes late enough.
-    """
-    if verdict.limit is None:
-        return b""
-    wait_ns = max(0, verdict.reset_ns - boot_ns)
-    wait, remaining = -(wait_ns // -SECOND), str(verdict.remaining)
-    fields = (
-        f"{_fixed(verdict.limits, verdict.shown)}{remaining};t={wait}\r\nX-RateLimit-Remaining: {remaining}\r\n"
-        f"X-RateLimit-Reset: {-((wall_ns + wait_ns) // -SECOND)}\r\n"
-    )
-    if not verdict.allowed:
-        fields += f"Retry-After: {max(1, wait)}\r\n"
-    return fields.encode()
-
-
-@lru_cache(maxsize=4096)
-def _fixed(limits: Limits, shown: str) -> str:
-    """What they tell that no request changes, up to where `shown`'s remaining comes."""
-    bounds = (limits.minute, limits.hour, limits.day)
-    limited = {
-        name: (bound, span // SECOND)
-        for (name, span, _), bound in zip(WINDOWS, bounds, strict=True)
-        if bound is not None
-    }
-    policies = ", ".join(f'"{name}";q={bound};w={seconds}' for name, (bound, seconds) in limited.items())
-    return f'X-RateLimit-Limit: {limited[shown][0]}\r\nRateLimit-Policy: {policies}\r\nRateLimit: "{shown}";r='
 
 
 def date() -> bytes:

@@ -8,7 +8,6 @@ import asyncio
 from typing import cast
 
 import structlog
-from typing_extensions import override
 
 from services.edge.clock import boot_ns, wall_ns
 from services.edge.http.body import BodyReader, LengthReader, request_reader
@@ -31,7 +30,6 @@ class ClientConnection(Link):
 
     # asyncio
 
-    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: a client has connected."""
         self._transport = cast(asyncio.Transport, transport)
@@ -42,8 +40,7 @@ class ClientConnection(Link):
         if self._clients.crowded():
             self._refuse(answers.NOT_READY, "crowded")
 
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         """asyncio: the connection is gone."""
         self._transport = None
         self._buffer = b""
@@ -54,11 +51,9 @@ class ClientConnection(Link):
             exchange.client_lost()
         self.count()
 
-    @override
     def eof_received(self) -> None:
         """asyncio: the client sends no more. As nginx does, we take it for gone: its answer would reach nobody."""
 
-    @override
     def pause_writing(self) -> None:
         """asyncio: the client does not keep up. It gets no other answer before it has taken these."""
         self._full = True
@@ -69,7 +64,6 @@ class ClientConnection(Link):
         # Not from within the transport's `write`: making room may end this connection.
         asyncio.get_running_loop().call_soon(self.count)
 
-    @override
     def resume_writing(self) -> None:
         """asyncio: the client has caught up."""
         self._full = False
@@ -83,7 +77,6 @@ class ClientConnection(Link):
             self._exchange.client_full(full=False)
         self.count()
 
-    @override
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes from the client."""
         try:

@@ -35,7 +35,7 @@ class Clients:
 
     def accepted(self) -> asyncio.BaseProtocol:
         """The protocol of a connection that came. Those beyond the spare ones are dropped: to be told so takes a file."""
-        return self.connection() if len(self._open) <= self._max + self._spare else Shed()
+        return cast(asyncio.BaseProtocol, self.connection()) if len(self._open) <= self._max + self._spare else Shed()
 
     def connection(self) -> ClientConnection:
         """A new connection's protocol."""

@@ -7,20 +7,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from random import Random
 
-import msgspec
-
 from services.edge.clock import MILLISECOND, SECOND
-from services.edge.domain import KeyState, Outcome, decide, metered, valid_until_ns
+from services.edge.domain import Outcome, decide, metered, valid_until_ns
 from services.edge.http import paths
 from services.edge.http.fields import request_kinds
 from services.edge.http.message import BadMessage, RequestHead
 from services.edge.limiter import NEVER, Limiter
 from services.edge.memo import Memo, by_length
 from services.edge.replica.reader import ReplicaReader, ReplicaStatus, ReplicaUnreadableError
-from services.edge.routes import Route, Table
+from services.edge.routes import Table
 from services.edge.serving import answers
-from services.edge.serving.answers import Answer
 from services.edge.serving.documents import Document
+from services.edge.serving.grant import Grant, Place
 from services.edge.serving.passage import Passage
 from services.edge.serving.refusals import Refusals
 from services.edge.settings import EdgeSettings
@@ -34,31 +32,6 @@ _ALLOWED = Outcome.allowed
 # Of paths, in bytes, each with what a dict needs for it.
 _MEMO = 512 * 1024
 _ENTRY = 400
-
-
-class Place(msgspec.Struct, frozen=True, gc=False):
-    """What a path leads to: one of the edge's own documents, or a route, or nothing. `endpoint` is how its records call it."""
-
-    endpoint: str
-    document: Document | None
-    route: Route | None
-
-
-class Grant(msgspec.Struct, frozen=True, gc=False):
-    """That a key may do what it asked for, as far as its state says: so as long as the replica has its `moment`, and until
-    `until_ns` (wall clock), for this secret, route and method, from the address of the connection that it was found for.
-
-    `answer`: nothing is there for it to do all the same.
-    """
-
-    secret: bytes
-    route: Route | None
-    method: str
-    moment: int
-    until_ns: int
-    key: KeyState
-    key_hash: bytes
-    answer: Answer | None
 
 
 class Gate:

@@ -15,7 +15,7 @@ from services.edge.serving import answers
 from services.edge.serving.answering import NEVER
 from services.edge.serving.answers import Answer
 from services.edge.serving.exchange import Exchange
-from services.edge.serving.gate import Grant
+from services.edge.serving.grant import Grant
 
 if TYPE_CHECKING:
     from services.edge.serving.connections import Clients
@@ -39,8 +39,10 @@ UNWANTED = State.UNWANTED
 CLOSING = State.CLOSING
 
 
-class Link(asyncio.Protocol):
-    """One connection of a client, whatever is read from it."""
+class Link:
+    """One connection of a client, whatever is read from it. An `asyncio.Protocol` in all but name: compiled, it would be a slower
+    class with that for a base.
+    """
 
     def __init__(self, clients: Clients) -> None:
         self._clients = clients

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from services.edge.domain import KeyState, Outcome
-from services.edge.limiter import Verdict
+from services.edge.domain import KeyState, Outcome, Verdict
 from services.edge.routes import Route
-from services.edge.serving import answers
 from services.edge.serving.answers import Answer
+from services.edge.serving.limits import limit_fields
 
 if TYPE_CHECKING:
-    from services.edge.serving.gate import Grant
+    from services.edge.serving.grant import Grant
 
 
 class Passage(msgspec.Struct, eq=False, gc=False):
@@ -52,4 +51,4 @@ class Passage(msgspec.Struct, eq=False, gc=False):
         """The header lines that tell of the limits: none on 401 and without a key."""
         if self.verdict is None:
             return b""
-        return answers.limit_fields(self.verdict, self.admitted_ns, self.time_ns)
+        return limit_fields(self.verdict, self.admitted_ns, self.time_ns)

@@ -9,7 +9,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, cast
 
 import structlog
-from typing_extensions import override
 
 from services.edge.http.body import BodyReader, EndReader, response_reader
 from services.edge.http.head import HEAD_END, RESPONSE_HEAD_MAX, check_lines, parse_response
@@ -72,8 +71,8 @@ class Caller(Protocol):
         """It is complete; the connection is no longer the caller's."""
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """One connection to an upstream, from the attempt to make it.
+class UpstreamConnection:
+    """One connection to an upstream, from the attempt to make it; an `asyncio.Protocol` in all but name.
 
     `reused`: it has served before. `sent`: its caller's request may have reached the upstream, or some of it.
     """
@@ -132,12 +131,10 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.abort()
         self._pool.lost(self)
 
-    @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """asyncio: the connection stands."""
         self._transport = cast(asyncio.Transport, transport)
 
-    @override
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio: the connection is gone."""
         self._transport = None
@@ -150,21 +147,21 @@ class UpstreamConnection(asyncio.Protocol):
         else:
             caller.upstream_lost()
 
-    @override
+    def eof_received(self) -> None:
+        """asyncio: the upstream sends no more; the connection ends."""
+
     def pause_writing(self) -> None:
         """asyncio: too much waits to be sent."""
         self._full = True
         if self.caller is not None:
             self.caller.upstream_full(full=True)
 
-    @override
     def resume_writing(self) -> None:
         """asyncio: enough has been sent."""
         self._full = False
         if self.caller is not None:
             self.caller.upstream_full(full=False)
 
-    @override
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes of a response."""
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import OrderedDict
+from typing import cast
 from urllib.parse import urlsplit
 
 from services.edge.clock import SECOND, boot_ns
@@ -142,9 +143,10 @@ class Pool:
 
     async def _attempt(self, connection: UpstreamConnection) -> tuple[Failure, str] | None:
         loop = asyncio.get_running_loop()
+        protocol = cast(asyncio.Protocol, connection)
         try:
             async with asyncio.timeout(self._connect_seconds):
-                await loop.create_connection(lambda: connection, self._host, self._port, ssl=self._ssl)
+                await loop.create_connection(lambda: protocol, self._host, self._port, ssl=self._ssl)
         except TimeoutError:
             return Failure.timeout, "no connection in time"
         except Exception as error:

@@ -160,7 +160,7 @@ def raising(error: int) -> Callable[..., int]:
 def test_a_failed_write_ends_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     log = begin(tmp_path)
     write(log, record(0))
-    log.note(5, NOW)
+    log.adopt([Note(5, NOW)])
     log.append(record(1))
     monkeypatch.setattr(os, "write", raising(error))
     with pytest.raises(LogFailed) as failed:

@@ -33,9 +33,9 @@ def counted(limiter: Limiter) -> dict[int, int]:
 def test_the_fold_counts_each_admission_once_noted_or_not(tmp_path: Path) -> None:
     log = begin(tmp_path)
     log.append(record(1, key=1))
-    log.note(2, NOW)
+    log.adopt([Note(2, NOW)])
     log.append(record(2, key=2, noted=True))
-    log.note(3, NOW)
+    log.adopt([Note(3, NOW)])
     log.append(record(3, key=4, decision="rate_limited", status_code=429))
     log.append(record(4, key=4, decision="revoked", status_code=401))
     log.append(record(5, key=5, status_code=502))

@@ -59,7 +59,7 @@ def test_a_flush_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(os, "write", count)
     for number in range(10):
         log.append(record(number))
-    log.note(1, NOW)
+    log.adopt([Note(1, NOW)])
     log.flush()
     log.flush()
     assert len(writes) == 1
@@ -99,9 +99,9 @@ def test_the_end_of_a_log_tells_where_its_closed_record_belongs(tmp_path: Path) 
 
 def test_notes_are_not_read_as_records(tmp_path: Path) -> None:
     log = begin(tmp_path)
-    log.note(3, NOW)
+    log.adopt([Note(3, NOW)])
     log.append(record(0))
-    log.note(4, NOW)
+    log.adopt([Note(4, NOW)])
     log.flush()
     entries, position = everything(only(tmp_path))
     assert entries == entries_of([record(0)])
@@ -178,7 +178,7 @@ def test_segments_are_named_by_their_first_record(tmp_path: Path) -> None:
 def test_a_segment_of_notes_alone_does_not_roll(tmp_path: Path) -> None:
     log = begin(tmp_path, segment_bytes=100)
     for _ in range(20):
-        log.note(1, NOW)
+        log.adopt([Note(1, NOW)])
         log.flush()
     write(log, record(0))
     write(log, record(1))

@@ -208,7 +208,7 @@ class Dial:
     def accept(self) -> Wire:
         """It stands; whoever asked for it learns so in the next turn."""
         protocol = self._factory()
-        self.wire = Wire(self._loop, protocol)
+        self.wire = Wire(self._loop, cast(asyncio.Protocol, protocol))
         self._loop.dials.remove(self)
         self.made.set_result((self.wire, protocol))
         return self.wire
@@ -351,7 +351,7 @@ class Stage:
     def client(self) -> Wire:
         """A client that has connected."""
         made: list[Wire] = []
-        self.turn(lambda: made.append(Wire(self.loop, self._protocol())))
+        self.turn(lambda: made.append(Wire(self.loop, cast(asyncio.Protocol, self._protocol()))))
         self.clients += made
         return made[0]
 

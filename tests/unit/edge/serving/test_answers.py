@@ -7,17 +7,18 @@ import json
 import pytest
 
 from services.edge.clock import SECOND
-from services.edge.domain import Limits, Outcome
+from services.edge.domain import Limits, Outcome, Verdict
 from services.edge.http.message import BadMessage
-from services.edge.limiter import Limiter, Verdict
+from services.edge.limiter import Limiter
 from services.edge.serving import answers
+from services.edge.serving.limits import limit_fields
 
 WALL = 1_800_000_000 * SECOND
 BOOT = 5_000 * SECOND
 
 
 def fields(verdict: Verdict, boot: int = BOOT, wall: int = WALL) -> dict[str, str]:
-    lines = answers.limit_fields(verdict, boot, wall).decode().splitlines()
+    lines = limit_fields(verdict, boot, wall).decode().splitlines()
     return dict(line.split(": ", 1) for line in lines)
 
 
@@ -70,7 +71,7 @@ def test_phrases_are_those_of_rfc_9110(status: int, phrase: str) -> None:
 
 
 def test_a_key_without_limits_is_told_nothing() -> None:
-    assert answers.limit_fields(Limiter().admit(1, Limits(), BOOT), BOOT, WALL) == b""
+    assert limit_fields(Limiter().admit(1, Limits(), BOOT), BOOT, WALL) == b""
 
 
 def test_one_limit_is_one_policy() -> None:

@@ -12,7 +12,8 @@ from services.edge.http.message import RequestHead
 from services.edge.limiter import Limiter
 from services.edge.replica.reader import ReplicaReader, ReplicaStatus
 from services.edge.routes import Route, Table
-from services.edge.serving.gate import Gate, Grant
+from services.edge.serving.gate import Gate
+from services.edge.serving.grant import Grant
 from services.edge.serving.passage import Passage
 from services.edge.settings import EdgeSettings
 from shared.ids import new_secret
