@@ -32,7 +32,7 @@ BUILDS = _EDGE / "builds"
 SUFFIX = EXTENSION_SUFFIXES[0]
 VARIABLE = "KEYLEDGER_EDGE_FORM"
 
-Form = Literal["best", "plain"]
+Form = Literal["best", "plain", "compiled"]
 State = Literal["compiled", "plain", "stale", "absent"]
 """Which form runs: compiled, or plain: because that was asked for, or the build is of other sources, or there is none."""
 

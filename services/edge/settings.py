@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
-from services.edge import identity
+from services.edge import compiled, identity
 from services.edge.compiled import Form
 from services.edge.routes import BODY_MAX, TIMEOUT_SECONDS, Origin, RoutesError, Table, parse, platform
 from shared.settings import Base, Port
@@ -30,6 +30,12 @@ def _identity_key(path: Path) -> Path:
     except identity.IdentityKeyError as error:
         raise ValueError(str(error)) from None
     return path
+
+
+def _form(form: Form) -> Form:
+    if form == "compiled" and not compiled.RUNS:
+        raise ValueError(f"what would run is {compiled.describe()}")
+    return form
 
 
 STOP_SECONDS = 5.0
@@ -61,9 +67,9 @@ class EdgeSettings(Base):
     tickets_url: Origin = Field(description="The tickets API, scheme://host:port.")
     stats_url: Origin = Field(description="The stats API, scheme://host:port.")
 
-    form: Form = Field(
+    form: Annotated[Form, AfterValidator(_form)] = Field(
         default="best",
-        description="Which form of the code runs: `best`, compiled where that was built, or `plain` Python.",
+        description="Which form of the code runs: `plain` Python, `compiled`, or the `best` that there is.",
     )
     mode: Literal["availability", "strict"] = Field(
         default="availability", description="Cut off from Kafka: go on with the keys held, or refuse all after a while."
