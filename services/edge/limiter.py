@@ -21,19 +21,20 @@ from services.edge.domain import Limits, Policy, Verdict
 
 SECOND: Final = 1_000_000_000
 # Name, span and sub-bucket in nanoseconds, shortest first.
-WINDOWS: tuple[tuple[str, int, int], ...] = (
+WINDOWS: Final[tuple[tuple[str, int, int], ...]] = (
     ("minute", 60 * SECOND, SECOND // 2),
     ("hour", 3600 * SECOND, 10 * SECOND),
     ("day", 86400 * SECOND, 120 * SECOND),
 )
-LONGEST = WINDOWS[-1][1]
-NEVER: Final = 1 << 62
+LONGEST: Final = WINDOWS[-1][1]
+# Compiled, it is a machine word.
+NEVER: Final = 1 << 61
 
 Buckets = Sequence[Sequence[tuple[int, int]]]
 Dump = Mapping[int, Buckets]
 
 
-UNLIMITED = Verdict(allowed=True, limit=None, remaining=0, reset_ns=0, limits=Limits(), shown="")
+UNLIMITED: Final = Verdict(allowed=True, limit=None, remaining=0, reset_ns=0, limits=Limits(), shown="")
 
 
 class _Window:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import cast
+from typing import Final, cast
 
 from services.edge import compiled
 from services.edge.http import parts
@@ -31,19 +31,19 @@ if compiled.RUNS:
 
     _scan_request, _scan_response = scan.request, scan.response
 
-HEAD_END = b"\r\n\r\n"
-RESPONSE_HEAD_MAX = 64 * 1024
+HEAD_END: Final = b"\r\n\r\n"
+RESPONSE_HEAD_MAX: Final = 64 * 1024
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
 # RFC 9110, section 15: a status above 599 is none.
 _is_response = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*+))?").fullmatch
 _LONE_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
-_LENGTH_DIGITS = 15
+_LENGTH_DIGITS: Final = 15
 
 _new_of_requests, _new_of_responses = request_kinds.new, response_kinds.new
 
 # Status, reason, and the minor version.
 _Status = tuple[int, bytes, int]
-_statuses: Memo[bytes, _Status] = Memo(64 * 1024, by_length(256))
+_statuses: Final[Memo[bytes, _Status]] = Memo(64 * 1024, by_length(256))
 
 
 def parse_request(head: bytes) -> RequestHead:
@@ -167,7 +167,7 @@ def _connection(values: list[bytes] | None) -> tuple[bool, frozenset[bytes]]:
     return b"close" in options, options - {b"close", b"keep-alive"}
 
 
-_NOTHING: tuple[bool, frozenset[bytes]] = (False, frozenset())
+_NOTHING: Final[tuple[bool, frozenset[bytes]]] = (False, frozenset())
 
 
 def _no_host(hosts: list[bytes], minor: int) -> bytes:

@@ -5,11 +5,12 @@ it came, only what was understood of it.
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Final
 
 from services.edge.http.message import METHODS, NO_LENGTH, Framing, RequestHead, ResponseHead
 
 # As RFC 9110, section 15, has them, whatever version of Python knows them by their older names.
-REASONS = {status.value: status.phrase.encode() for status in HTTPStatus} | {
+REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus} | {
     413: b"Content Too Large",
     414: b"URI Too Long",
     416: b"Range Not Satisfiable",
@@ -44,9 +45,9 @@ def request_head(
     return b"".join(parts)
 
 
-_BEGINNINGS = {method: method.encode() + b" " for method in METHODS}
+_BEGINNINGS: Final = {method: method.encode() + b" " for method in METHODS}
 # By the version that the client spoke (RFC 9110, section 7.6.3).
-_VIA = [b"Via: 1.%d keyledger\r\nX-Forwarded-Proto: http\r\n" % minor for minor in (0, 1)]
+_VIA: Final = [b"Via: 1.%d keyledger\r\nX-Forwarded-Proto: http\r\n" % minor for minor in (0, 1)]
 
 
 def response_head(
@@ -82,8 +83,8 @@ def response_head(
     )
 
 
-_STATUSES = {status: b"HTTP/1.1 %d " % status for status in range(100, 600)}
-_CHUNKED = b"Transfer-Encoding: chunked\r\n"
+_STATUSES: Final = {status: b"HTTP/1.1 %d " % status for status in range(100, 600)}
+_CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 
 
 def _framing(framing: Framing) -> bytes:

@@ -21,7 +21,8 @@ from services.edge.upstream.connection import UpstreamConnection
 if TYPE_CHECKING:
     from services.edge.serving.connection import ClientConnection
 
-NEVER: Final = 1 << 62
+# Compiled, it is a machine word.
+NEVER: Final = 1 << 61
 
 
 class Answering:

@@ -5,7 +5,7 @@ socket until its answer is complete; what can't be read ends the connection.
 from __future__ import annotations
 
 import asyncio
-from typing import cast
+from typing import Final, cast
 
 import structlog
 
@@ -20,8 +20,8 @@ from services.edge.serving.link import CLOSING, EXCHANGE, HEAD, UNWANTED, Link
 from services.edge.serving.passage import Passage
 
 # So much of a body that nobody wants is read to keep a connection.
-_UNWANTED_MAX = 64 * 1024
-_CR = 13
+_UNWANTED_MAX: Final = 64 * 1024
+_CR: Final = 13
 _log = structlog.get_logger()
 
 

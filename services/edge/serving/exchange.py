@@ -4,7 +4,7 @@ the other takes it. Its answer is in `answering`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import structlog
 from typing_extensions import override
@@ -25,9 +25,9 @@ from services.edge.upstream.pool import Pool
 if TYPE_CHECKING:
     from services.edge.serving.connection import ClientConnection
 
-CLIENT_GONE = 499
+CLIENT_GONE: Final = 499
 # RFC 9110, section 9.2.2.
-_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
 _log = structlog.get_logger()
 
 

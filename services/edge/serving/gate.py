@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from random import Random
+from typing import Final
 
 from services.edge.clock import MILLISECOND, SECOND
 from services.edge.domain import Outcome, decide, metered, valid_until_ns
@@ -24,11 +25,11 @@ from services.edge.serving.refusals import Refusals
 from services.edge.settings import EdgeSettings
 from shared.ids import hash_secret, well_formed
 
-_ENDPOINT_MAX = 512
-_STATUS_NS = MILLISECOND
-_CORRELATION_MAX = 128
-_VISIBLE = bytes(range(0x21, 0x7F))
-_ALLOWED = Outcome.allowed
+_ENDPOINT_MAX: Final = 512
+_STATUS_NS: Final = MILLISECOND
+_CORRELATION_MAX: Final = 128
+_VISIBLE: Final = bytes(range(0x21, 0x7F))
+_ALLOWED: Final = Outcome.allowed
 # Of paths, in bytes, each with what a dict needs for it.
 _MEMO = 512 * 1024
 _ENTRY = 400

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from services.edge.clock import SECOND, boot_ns
 from services.edge.http.body import BodyReader
@@ -20,7 +20,7 @@ from services.edge.serving.grant import Grant
 if TYPE_CHECKING:
     from services.edge.serving.connections import Clients
 
-_LINGER_NS = 5 * SECOND
+_LINGER_NS: Final = 5 * SECOND
 
 
 class State(Enum):
@@ -33,10 +33,10 @@ class State(Enum):
 
 
 # A global is looked up faster than an enumeration's member.
-HEAD = State.HEAD
-EXCHANGE = State.EXCHANGE
-UNWANTED = State.UNWANTED
-CLOSING = State.CLOSING
+HEAD: Final = State.HEAD
+EXCHANGE: Final = State.EXCHANGE
+UNWANTED: Final = State.UNWANTED
+CLOSING: Final = State.CLOSING
 
 
 class Link:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import structlog
 
@@ -17,7 +17,7 @@ from services.edge.http.message import BadMessage, ResponseHead
 if TYPE_CHECKING:
     from services.edge.upstream.pool import Pool
 
-_INTERIM_MAX = 16
+_INTERIM_MAX: Final = 16
 _log = structlog.get_logger()
 
 
