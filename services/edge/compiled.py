@@ -43,10 +43,12 @@ def source(name: str) -> Path:
 
 
 def build() -> Path:
-    """The directory that the build of the sources as they are now has, or would have."""
+    """The directory that the build of the sources as they are now has, or would have. All of the edge's count: of those that are
+    not compiled, constants and types are in what is.
+    """
     content = hashlib.sha256()
-    for name in (SCANNER, *MODULES):
-        content.update(b"%b\0%b\0" % (name.encode(), source(name).read_bytes()))
+    for path in (source(SCANNER), *sorted(_EDGE.rglob("*.py"))):
+        content.update(b"%b\0%b\0" % (str(path.relative_to(_EDGE)).encode(), path.read_bytes()))
     return BUILDS / content.hexdigest()[:16]
 
 
