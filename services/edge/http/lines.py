@@ -31,8 +31,7 @@ MALFORMED = -1
 NO_HOST = -2
 
 # RFC 9110, sections 5.1 and 5.5. The quantifiers are possessive: no input makes a match try twice.
-_is_name = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++").fullmatch
-_VALUE = b"\t" + bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100))
+_is_line = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]++):[\t ]*+([\t\x20-\x7e\x80-\xff]*+)").fullmatch
 is_host = re.compile(rb"(?:[A-Za-z0-9.\-_]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5})?").fullmatch
 _PASSED = {PASS, SECRET, PLATFORM}
 # How each begins (`shared.ids`), in whatever header somebody may send it by mistake.
@@ -54,14 +53,13 @@ class Lines(Memo[bytes, Line]):
 
     def read(self, line: bytes) -> Line:
         """What a line is that is not held; `get` has those that are. From C, as by `__missing__`, it would take longer."""
-        name, colon, value = line.partition(b":")
-        # A name that is remembered is one.
+        match = _is_line(line)
+        if match is None:
+            return MALFORMED, b""
+        name, value = match.groups()
         kind = self._kinds.get(name)
         if kind is None:
-            kind = self._kinds[name] if _is_name(name) else MALFORMED
-        if kind == MALFORMED or not colon or value.translate(None, _VALUE):
-            return MALFORMED, b""
-        value = value.lstrip(b" \t")
+            kind = self._kinds[name]
         if kind in _PASSED:
             found = PLATFORM if kind == PLATFORM else PASS, b"%b: %b\r\n" % (name, value)
         else:

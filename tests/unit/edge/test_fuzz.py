@@ -34,7 +34,7 @@ def test_what_is_known_holds(name: str) -> None:
     [
         ("requests", body, "_SIZE", re.compile(rb" *([0-9A-Fa-f]{1,8}) *(?:;.*)?")),
         ("responses", body, "LengthReader", lambda length: LengthReader(length + 1)),
-        ("heads", lines, "_VALUE", bytes(range(0x100))),
+        ("heads", lines, "_is_line", re.compile(rb"([^:]+):\s*(.*)", re.DOTALL).fullmatch),
         pytest.param("scan", parts, "KEY", 99, marks=COMPILED),
         ("paths", paths, "_DOT_SEGMENT", re.compile(r"/\.{1,2}(?:[/;]|\Z)")),
         ("decisions", domain, "_paused", lambda _key, _owner: None),
