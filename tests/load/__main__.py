@@ -71,8 +71,6 @@ def _of_the_stack(
     """`edge` comes last: it leaves the stack's other processes behind in the background of one core."""
     found: dict[str, list[Section]] = {}
     _say("starting a stack ...")
-    if not forms(without):
-        raise SystemExit("error: no form of the edge is left")
     # One key asks for all: with 256 connections it has more requests open than a key may have otherwise.
     settings = {"KEYLEDGER_EDGE_OPEN_REQUESTS": "1024"} | FORMS[forms(without)[0]]
     with directory() as path, running(path, settings) as bench:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 
+from services.edge import compiled
 from tests.e2e.load import UNLIMITED
 from tests.load import machine
 from tests.load.servers import KEY_HEADER, LIMITED, PATH, RIVALS, WITHOUT_POLICY, Proxy
@@ -27,8 +28,15 @@ _READY_SECONDS = 60.0
 
 
 def forms(without: Sequence[str]) -> list[str]:
-    """The forms that are not left out, the stack's own first."""
-    return [form for form in FORMS if form not in without]
+    """The forms that are not left out, the stack's own first. Ends the program with advice when one is not there."""
+    found = [form for form in FORMS if form not in without]
+    if not found:
+        raise SystemExit("error: no form of the edge is left")
+    if "compiled" in found and not compiled.RUNS:
+        raise SystemExit(
+            f"error: the edge is not compiled; it is {compiled.describe()} (or leave it out: --without compiled)"
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -52,10 +52,9 @@ def test_what_a_server_holds_up_counts_from_when_it_was_due(generator: Generator
 
     with answering(stalls) as server:
         run = generator.load(server, IDENTICAL, seconds=1, connections=1, rate=200, core=None)
-    p50, p99, _, worst = run.latencies
     assert run.answers > 200 and 150 < run.rate < 250
-    # Some hundred requests were due meanwhile: with the wait of the one that was under way alone this would be p50's time.
-    assert p50 < 0.3 < p99 <= worst
+    # Some hundred requests were due meanwhile; counted from when they were sent, one of all would have been slow.
+    assert run.latencies[1] > 0.3
 
 
 def test_varied_requests_differ_in_all_their_fields(generator: Generator) -> None:
