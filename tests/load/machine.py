@@ -53,8 +53,10 @@ def background(pids: Iterable[int]) -> None:
             sessions[os.getsid(pid)] = pid
             for task in _tasks(pid):
                 os.setpriority(os.PRIO_PROCESS, task, 19)
+    # Where the kernel shares out by session, niceness counts only within one: in our own they have it already, and the
+    # generator is there too.
+    sessions.pop(os.getsid(0), None)
     for pid in sessions.values():
-        # Where the kernel shares out by session, niceness counts only within one.
         with contextlib.suppress(OSError):
             Path(f"/proc/{pid}/autogroup").write_text("19")
 
