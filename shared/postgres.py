@@ -9,7 +9,7 @@ import struct
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import psycopg
 import structlog
@@ -166,9 +166,11 @@ class BinaryRows:
         for row in rows:
             encode(row, transformer, encoded)
 
-    def encoded(self) -> bytes:
-        """All of it."""
-        return bytes(self._encoded + _copy_base._binary_trailer)
+    async def store(self, connection: Connection, copy: LiteralString) -> None:
+        """Stores them by this COPY."""
+        async with connection.cursor() as cursor, cursor.copy(copy) as copying:
+            await copying.write(self._encoded)
+            await copying.write(_copy_base._binary_trailer)
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from services.stats.settings import Settings
 from shared.postgres import BATCH_STATEMENT, MIGRATIONS, migrate, open_pool
-from shared.process import run_role, spare_collector, until_signalled
+from shared.process import keep_memory, run_role, spare_collector, until_signalled
 
 
 def main() -> None:
@@ -36,4 +36,5 @@ async def _worker(settings: Settings) -> None:
     async with open_pool(settings.database, size=3, statement=BATCH_STATEMENT) as pool:
         taking_in = consumer(settings, pool)
         spare_collector()
+        keep_memory()
         await until_signalled(settings.internal, taking_in.checks(), taking_in.run)

@@ -113,8 +113,7 @@ class Rows:
 
     async def store(self, connection: Connection) -> None:
         """Adds them to the log."""
-        async with connection.cursor() as cursor, cursor.copy(_COPY) as copy:
-            await copy.write(self._rows.encoded())
+        await self._rows.store(connection, _COPY)
 
 
 def _row(event: RequestEvent) -> tuple[Any, ...]:

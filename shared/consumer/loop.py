@@ -136,7 +136,11 @@ class Consumer:
             await store.adopt(connection, cluster, self._topics.values())
         self._positions.begin(self._topics)
         reader = await Reader.open(
-            self._bootstrap, list(self._subscriptions), group=self._group, revoked=lambda _: self._forget()
+            self._bootstrap,
+            list(self._subscriptions),
+            group=self._group,
+            partitions=max(topic.partitions for topic in self._topics.values()),
+            revoked=lambda _: self._forget(),
         )
         self._progress = time.monotonic()
         self._doubted.clear()

@@ -8,9 +8,11 @@ with `\\xff` for what can't be decoded. All of it stands in for classes of the f
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 from itertools import islice
 from typing import Any
 
+import google_crc32c
 from aiokafka.consumer import fetcher
 from aiokafka.record.default_records import _DefaultRecordBatchPy, _DefaultRecordPy
 from aiokafka.record.memory_records import MemoryRecords
@@ -18,8 +20,10 @@ from aiokafka.record.util import decode_varint
 from typing_extensions import override
 
 _OVERHEAD = 12  # base offset and length, which does not count these
-_BYTES = 8 << 20
+_MAGIC, _CRC, _VERSION = 16, 17, 2  # where they lie, and of which format that holds
+_BYTES = 6 << 20
 _STEP = 250
+_room: ContextVar[list[int]] = ContextVar("room")
 
 
 def read_so() -> None:
@@ -29,6 +33,14 @@ def read_so() -> None:
     fetcher.FetchResult = _Result  # type: ignore[bad-assignment]
 
 
+def make_room() -> None:
+    """What this task is given next is some megabytes at most, of all its partitions together, and a step more.
+
+    A number of records says little of their size, and what a batch unpacks to is no more bounded than how well it packs.
+    """
+    _room.set([_BYTES])
+
+
 class _Records(fetcher.PartitionRecords):
     @override
     def _consumer_record(self, _: object, record: Any) -> Any:  # type: ignore[bad-override-param-name]
@@ -36,7 +48,7 @@ class _Records(fetcher.PartitionRecords):
 
 
 class _Result(fetcher.FetchResult):
-    """`getall` ends after some megabytes: what a batch unpacks to is no more bounded than how well it was packed."""
+    """`getall` ends where there is no more room (`make_room`)."""
 
     _partition_records: Any
 
@@ -46,11 +58,11 @@ class _Result(fetcher.FetchResult):
             return []
         found: list[Any] = []
         left = 1 << 62 if max_records is None else max_records
-        room = _BYTES
-        while left > 0 and room > 0:
+        room = _room.get()
+        while left > 0 and room[0] > 0:
             step = list(islice(self._partition_records, min(left, _STEP)))
             found += step
-            room -= sum(len(record.value or b"") for record in step)
+            room[0] -= sum(len(record.value or b"") for record in step)
             left -= len(step)
             if len(step) < _STEP and left > 0:
                 self._update_position()
@@ -84,6 +96,12 @@ class _Batch:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._batch, name)
+
+    def validate_crc(self) -> bool:
+        """By the processor's own instruction: by aiokafka's tables it took an eighth of all that is done with a record."""
+        if self._data[_MAGIC] != _VERSION:
+            return bool(self._batch.validate_crc())
+        return google_crc32c.value(bytes(self._data[_CRC + 4 :])) == int.from_bytes(self._data[_CRC : _CRC + 4])
 
     def __next__(self) -> Any:
         return next(self._batch)

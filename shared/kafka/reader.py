@@ -12,11 +12,14 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition as Partition
 
-from shared.kafka.batches import read_so
+from shared.kafka.batches import make_room, read_so
 from shared.kafka.errors import KafkaUnavailable, OutOfRange, guarded
 
 _STUCK_AFTER = 45.0
 _REBALANCE = 60.0
+_PIECE = 500
+_MIB = 1 << 20
+_HELD = 24 * _MIB
 
 read_so()
 # An answer of some megabytes, in pieces of so many bytes: by the client's own 64 KiB the socket is stopped all the time.
@@ -74,17 +77,19 @@ class Reader:
         topics: Sequence[str],
         *,
         group: str | None = None,
+        partitions: int = 1,
         revoked: Callable[[Collection[Partition]], None] = lambda _: None,
     ) -> Self:
-        """Connects; `KafkaUnavailable` when a topic does not exist (yet)."""
+        """Connects; `KafkaUnavailable` when a topic does not exist (yet). `partitions`: how many it may be given."""
         client = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
             group_id=group,
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
-            max_partition_fetch_bytes=4 * 1024 * 1024,
-            fetch_max_bytes=24 * 1024 * 1024,
+            # The client keeps so much of each partition before it is asked for it.
+            max_partition_fetch_bytes=max(_MIB, min(4 * _MIB, _HELD // partitions)),
+            fetch_max_bytes=_HELD,
             fetch_max_wait_ms=250,
             session_timeout_ms=10_000,
             heartbeat_interval_ms=1_000,
@@ -164,6 +169,27 @@ class Reader:
         Raises `OutOfRange` naming the partitions whose position is outside of the log, `KafkaUnavailable` when nothing
         came for some seconds though there is more: the client is stuck.
         """
+        make_room()
+        found = await self._piece(timeout_ms, min(max_records, _PIECE))
+        records = sum(map(len, found.values()))
+        while found and records < max_records:
+            # Piece by piece: unpacking takes as long as what is done with it, and others wait meanwhile.
+            await asyncio.sleep(0)
+            more: dict[Partition, list[Record]] = {}
+            with suppress(OutOfRange, KafkaUnavailable):  # which come again when there is nothing else
+                more = await self._piece(0, min(max_records - records, _PIECE))
+            if not more:
+                break
+            for partition, piece in more.items():
+                found.setdefault(partition, []).extend(piece)
+                records += len(piece)
+        if found:
+            self._moved = _now()
+        elif _now() - self._moved > _STUCK_AFTER:
+            await self._check_stuck()
+        return found
+
+    async def _piece(self, timeout_ms: int, max_records: int) -> dict[Partition, list[Record]]:
         try:
             # A group that is being formed is waited for, whatever timeout_ms says. Cancelling loses no record:
             # positions move only after the last await.
@@ -175,10 +201,6 @@ class Reader:
             raise OutOfRange(_partitions_of(error)) from error
         except KafkaError as error:
             raise KafkaUnavailable(f"fetch: {error}") from error
-        if found:
-            self._moved = _now()
-        elif _now() - self._moved > _STUCK_AFTER:
-            await self._check_stuck()
         return cast(dict[Partition, list[Record]], found)
 
     async def _check_stuck(self) -> None:

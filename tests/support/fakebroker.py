@@ -117,8 +117,8 @@ class Group:
 class FakeBroker:
     """One cluster of one broker. Its modes: `slow` (s before each answer leaves), `stuck`, `gone`; single errors by `fail`.
 
-    For readers: `short` (so many records at most in a fetch), `silent` (none, though there are some). `groups`: their
-    members, and what they committed.
+    For readers: `short` (so many records at most in a fetch, and nothing more at once), `silent` (none, though there are
+    some). `groups`: their members, and what they committed.
     """
 
     def __init__(self) -> None:

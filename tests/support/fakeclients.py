@@ -294,7 +294,7 @@ class FakeConsumer:
             await self._take_part(self._group)
         until = asyncio.get_running_loop().time() + timeout_ms / 1000
         while True:
-            found = await self._broker.request("fetch", lambda: self._fetch(max_records))
+            found = await self._broker.request("fetch", lambda: self._fetch(max_records, at_once=not timeout_ms))
             left = until - asyncio.get_running_loop().time()
             if found or left < 1e-6:  # less may be nothing when it is added to the time
                 return found
@@ -310,9 +310,9 @@ class FakeConsumer:
         if lost := [p for p, at in self._positions.items() if at is None and p not in self._paused]:
             raise NoOffsetForPartitionError(lost[0])
 
-    def _fetch(self, limit: int) -> dict[Partition, list[ConsumerRecord[Any, Any]]]:
+    def _fetch(self, limit: int, *, at_once: bool) -> dict[Partition, list[ConsumerRecord[Any, Any]]]:
         found: dict[Partition, list[ConsumerRecord[Any, Any]]] = {}
-        if self._broker.silent:
+        if self._broker.silent or (self._broker.short and at_once):
             return found
         limit = min(limit, self._broker.short or limit)
         for partition, position in self._positions.items():

@@ -287,6 +287,29 @@ async def test_a_reader_goes_on_when_more_comes(broker: Broker, topic: str, prod
         await reader.close()
 
 
+async def test_what_there_is_comes_in_one_fetch_up_to_so_many(broker: Broker, topic: str, producer: Producer) -> None:
+    """Though it is unpacked piece by piece."""
+    for number in (0, 1):
+        await producer.transaction(_messages(topic, *map(str, range(700)), partition=number))
+    reader = await Reader.open(broker.address, [topic])
+    partitions = [Partition(topic, number) for number in (0, 1)]
+    try:
+        for partition in partitions:
+            reader.seek(partition, 0)
+        await eventually(lambda: _bounds(reader, partitions[1], 701))
+        read: dict[Partition, list[int]] = {partition: [] for partition in partitions}
+        fetches = []
+        while sum(map(len, read.values())) < 1400:
+            found = await reader.fetch(timeout_ms=1000, max_records=600)
+            fetches.append(sum(map(len, found.values())))
+            for partition, records in found.items():
+                read[partition] += [int(record.value or b"") for record in records]
+        assert max(fetches) == 600
+        assert read == {partition: list(range(700)) for partition in partitions}
+    finally:
+        await reader.close()
+
+
 async def test_headers_and_deletions_come_as_they_were_sent(broker: Broker, topic: str, producer: Producer) -> None:
     await producer.transaction([*_messages(topic, "a"), Message(Partition(topic, 0), b"key", None)])
     event, deletion = (await eventually(lambda: _records(broker.address, topic, 2)))[0]

@@ -201,6 +201,7 @@ SELECT 1 + n % 3, 1, timestamptz '2024-03-21 12:00Z' + n * interval '1 second', 
 async def test_a_page_reads_no_more_rows_than_it_shows_however_far_back(pool: Pool) -> None:
     """Of 100,000 requests of a key, at any depth, however many of them were refused: from the index."""
     async with transaction(pool, longest=60.0) as connection:
+        connection.patience = 60.0
         await connection.execute("SET LOCAL statement_timeout = '60s'")
         await connection.execute(_MANY)
         await connection.execute("ANALYZE request_log")
