@@ -17,6 +17,9 @@ from shared.kafka.errors import KafkaUnavailable, guarded
 
 _EVENT = [CONTENT_TYPE]
 _TRANSACTION = 10.0
+# What every broker takes that was not told otherwise. One batch of a partition is on its way at a time, so the larger it is
+# the less there are waits for disks.
+_BATCH_BYTES = 1_000_000
 # The broker's own limit is no shorter than the longest patience: a slow one must not abort what is only under way. What
 # a process that died left open is ended at once by the next producer of its id.
 _TRANSACTION_MS = 60_000
@@ -51,7 +54,7 @@ class Producer:
             transactional_id=transactional_id,
             transaction_timeout_ms=_TRANSACTION_MS,
             linger_ms=0,
-            max_batch_size=512 * 1024,
+            max_batch_size=_BATCH_BYTES,
             max_request_size=4 * 1024 * 1024,
             request_timeout_ms=60_000,
         )

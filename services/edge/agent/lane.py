@@ -11,12 +11,13 @@ from shared.kafka import Batch
 
 
 class Lane:
-    """The records for one partition that Kafka does not have yet, in order."""
+    """The records for one partition that Kafka does not have yet, in order, and the bytes of their values."""
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.filled = asyncio.Event()
         self.end = 0
+        self.bytes = 0
         self._waiting: deque[Item] = deque()
         self._flying: list[Item] = []
 
@@ -32,6 +33,7 @@ class Lane:
     def put(self, item: Item) -> None:
         """Adds a record at the end."""
         self._waiting.append(item)
+        self.bytes += len(item.value)
         self.filled.set()
 
     def load(self, batch: Batch) -> bool:
@@ -44,6 +46,8 @@ class Lane:
                 if append(timestamp=item.timestamp_ms, key=item.key, value=item.value, headers=item.headers) is None:
                     break
                 flying.append(item)
+            else:
+                self.bytes -= len(item.value)
             waiting.popleft()
         if not waiting:
             self.filled.clear()
@@ -53,6 +57,7 @@ class Lane:
         """Kafka has the batch, from this offset on; tells the tails, and returns how many records it was."""
         flown = self._flying
         self._flying = []
+        self.bytes -= sum([len(item.value) for item in flown])
         self.end = offset + len(flown)
         at = offset
         for (tail, generation), group in groupby(flown, key=lambda item: (item.tail, item.generation)):

@@ -26,7 +26,8 @@ from shared.settings import Base
 _POLL = 0.02
 _DISCOVER = 0.1
 _DISK_AGAIN = 1.0
-_MAX_WAITING = 8_000
+_MAX_WAITING = 12 << 20
+"""Bytes of values in all lanes: some batches for each, on their way and next."""
 _ACK_SECONDS = (5.0, 60.0)
 _BACKOFF = (0.1, 0.2, 0.5, 1.0, 2.0)
 _log = structlog.get_logger()
@@ -144,7 +145,7 @@ class Shipper:
             self._discover()
             busy = False
             for tail in self.tails.values():
-                if self.waiting < _MAX_WAITING:
+                if sum([lane.bytes for lane in self.lanes]) < _MAX_WAITING:
                     before = tail.position
                     for item in self._read_one(tail):
                         self.lanes[item.partition].put(item)

@@ -5,10 +5,12 @@ The model of the usage service is the real rule of its marks (`shared.consumer.m
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from copy import deepcopy
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -17,6 +19,7 @@ from typing_extensions import override
 from services.edge.agent import coverage
 from services.edge.agent.coverage import EVERYTHING, Mark, Run
 from services.edge.agent.lane import Lane
+from services.edge.agent.shipper import Shipper
 from services.edge.agent.tail import Tail
 from services.edge.requestlog.format import partition_of
 from services.edge.requestlog.reader import LogReader
@@ -24,8 +27,10 @@ from services.edge.requestlog.snapshot import snapshot
 from services.edge.requestlog.writer import RequestLog
 from shared.consumer import marks as taking
 from shared.events.requests import LogClosed, decode_request
+from shared.settings import Base
+from tests.support.eventually import eventually
 from tests.unit.edge.agent.models import SmallBatch, UsagePartition
-from tests.unit.edge.logs import record
+from tests.unit.edge.logs import begin, record, write
 
 PARTITIONS = 3
 KEYS = 8
@@ -258,6 +263,11 @@ class Shipping(RuleBasedStateMachine):
         for usage in getattr(self, "usage", ()):
             assert len(usage.taken) == len(set(usage.taken))
 
+    @invariant()
+    def bytes_are_those_of_what_waits(self) -> None:
+        for lane in getattr(self, "lanes", ()):
+            assert lane.bytes == sum(len(item.value) for item in (*lane._waiting, *lane._flying))
+
     @rule()
     def settle(self) -> None:
         """Left alone for a while, everything arrives: exactly what was written, closed if its process has ended."""
@@ -305,6 +315,26 @@ def test_what_kafka_acknowledged_long_ago_may_go_though_it_is_not_stored(tmp_pat
     assert tail.deletable(610.0, 0.0) == []
     tail.ship_again()
     assert tail.expendable(2000.0, 0.0) == []
+    log.close()
+
+
+@pytest.mark.anyio
+async def test_so_much_is_read_as_memory_may_hold_however_large_records_are(tmp_path: Path) -> None:
+    log = begin(tmp_path)
+    for number in range(0, 3000, 50):
+        write(log, *(record(at, endpoint="/" + "x" * 8000) for at in range(number, number + 50)))
+    shipper = Shipper(Base(kafka="127.0.0.1:1", partitions=PARTITIONS), tmp_path)
+    shipper.tell({}, {})
+    reading = asyncio.ensure_future(shipper._read())
+    seen = [0]
+
+    def at_rest() -> bool:
+        seen.append(sum(lane.bytes for lane in shipper.lanes))
+        return seen[-1] == seen[-2] > 0
+
+    await eventually(at_rest, 30)
+    assert 12_000_000 < seen[-1] < 14_000_000
+    reading.cancel()
     log.close()
 
 
