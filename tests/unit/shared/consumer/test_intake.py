@@ -99,6 +99,11 @@ def test_text_that_only_looks_like_nul_is_taken() -> None:
     assert sequences([metered(0, 0, -1, endpoint="/a\\u0000b")], fresh()) == ([0], [])
 
 
+def test_text_that_only_looks_like_nul_does_not_make_those_beside_it_slow() -> None:
+    records = [metered(n, n, n - 1, correlation_id="\\u0000" if n == 3 else None) for n in range(5)]
+    assert read_logs(records).events is not None
+
+
 @pytest.mark.parametrize("value", [None, b"", b"{", b"[]", b'{"data": 1}', b"\xff", b'{"source": "\\ud800"}'])
 def test_unreadable_record_is_known_by_its_headers(value: bytes | None) -> None:
     marks, whole = fresh(), metered(1, 1, 0)
