@@ -63,9 +63,16 @@ WHERE NOT EXISTS (SELECT FROM key_counters AS k WHERE k.key_id = a.key_id)
 ON CONFLICT (key_id) DO UPDATE SET rows = c.rows + excluded.rows, calls = c.calls + excluded.calls,
     last_used = greatest(c.last_used, excluded.last_used)
 """
-_TOLD = "SELECT id FROM changed_keys ORDER BY id LIMIT %s"
+# By the size that is known without reading the keys.
+_TOLD = """
+SELECT id FROM (
+    SELECT id, sum(pg_column_size(keys)) OVER (ORDER BY id) - pg_column_size(keys) AS before
+    FROM (SELECT id, keys FROM changed_keys ORDER BY id LIMIT %s) AS oldest
+) AS measured WHERE before < %s
+"""
 _USAGE = "SELECT key_id, owner_id, calls AS usage_count, last_used FROM key_counters WHERE key_id = ANY(%s)"
-_CHANGED_AT_ONCE = 100_000
+_CHANGED_AT_ONCE = (100_000, 8 * 4_000_000)
+"""Batches and bytes of their keys: to look through these takes some seconds, so a pass begins however much there is."""
 
 
 @dataclass(frozen=True)
@@ -222,12 +229,13 @@ async def publish_all_again(connection: Connection) -> None:
 
 
 async def changed_usage(connection: Connection, size: int) -> AsyncGenerator[list[Usage]]:
-    """Counters that have changed by now, in parts. Whoever asks for another has published the one before.
+    """Counters that have changed, the oldest changes first as many as one pass takes, in parts. Whoever asks for another part
+    has published the one before.
 
     At the end it is forgotten that they had changed; those that change again meanwhile are told of again. `connection`
     commits each statement: the keys wait in a cursor of the server, and nothing is held up by a long transaction.
     """
-    told = [row["id"] async for row in await connection.execute(_TOLD, [_CHANGED_AT_ONCE])]
+    told = [row["id"] async for row in await connection.execute(_TOLD, _CHANGED_AT_ONCE)]
     if not told:
         return
     async with connection.cursor("changed_keys", withhold=True) as keys:

@@ -189,6 +189,18 @@ async def test_counter_that_changes_while_a_pass_goes_on_is_told_of_in_the_next(
         assert sorted((usage.key_id, usage.usage_count) for usage in await _passed(connection)) == [(3, 2), (4, 2)]
 
 
+async def test_a_pass_takes_no_more_than_it_can_look_through(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "_CHANGED_AT_ONCE", (100, 8 * 3000))
+    async with pool.connection() as connection:
+        for first in range(1, 10_001, 1000):
+            await _counted(connection, range(first, first + 1000))
+        passes = [len(await _passed(connection)) for _ in range(5)]
+        assert passes == [3000, 3000, 3000, 1000, 0]
+        monkeypatch.setattr(store, "_CHANGED_AT_ONCE", (100, 1))
+        await _counted(connection, range(1, 1001))
+        assert len(await _passed(connection)) == 1000
+
+
 async def test_all_counters_are_published_again_in_steps(
     pool: Pool, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
