@@ -57,7 +57,8 @@ class ChunkedReader:
         self._rest = b""
         self._left = 0
         self._trailers = 0
-        self._read: Callable[[bytes, int, list[bytes]], int] = self._size
+        # The function, not the method: that would hold the reader, and only the garbage collector, which comes late, frees both.
+        self._read: Callable[[ChunkedReader, bytes, int, list[bytes]], int] = ChunkedReader._size
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """The body in `data`, decoded, and what comes after its end."""
@@ -65,7 +66,7 @@ class ChunkedReader:
         pieces: list[bytes] = []
         position = 0
         while not self.done:
-            following = self._read(data, position, pieces)
+            following = self._read(self, data, position, pieces)
             if following < 0:
                 break
             position = following
@@ -88,7 +89,7 @@ class ChunkedReader:
             # All of the chunk is here: many small ones must not cost a step each for size, data and end.
             pieces.append(data[following:end])
             return end + 2
-        self._read = self._data if self._left else self._trailer
+        self._read = ChunkedReader._data if self._left else ChunkedReader._trailer
         return following
 
     def _data(self, data: bytes, position: int, pieces: list[bytes]) -> int:
@@ -98,7 +99,7 @@ class ChunkedReader:
         pieces.append(piece)
         self._left -= len(piece)
         if not self._left:
-            self._read = self._end
+            self._read = ChunkedReader._end
         return position + len(piece)
 
     def _end(self, data: bytes, position: int, _pieces: list[bytes]) -> int:
@@ -107,7 +108,7 @@ class ChunkedReader:
             raise BadMessage("A chunk is longer than its size")
         if len(found) < 2:
             return -1
-        self._read = self._size
+        self._read = ChunkedReader._size
         return position + 2
 
     def _trailer(self, data: bytes, position: int, _pieces: list[bytes]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 
 import pytest
@@ -90,3 +91,15 @@ def test_what_is_not_exactly_a_chunk_is_refused(data: bytes, at_once: bool) -> N
     reader = ChunkedReader()
     with pytest.raises(BadMessage):
         read(reader, data, [] if at_once else list(range(len(data))))
+
+
+@pytest.mark.parametrize("data", [b"", b"3", b"3\r\na", b"3\r\nabc", b"0\r\nA: b", b"0\r\n\r\n"])
+def test_a_reader_is_gone_with_its_message(data: bytes) -> None:
+    """The garbage collector comes late: what only it frees would pile up."""
+    gc.collect()
+    gc.disable()
+    try:
+        ChunkedReader().feed(data)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
