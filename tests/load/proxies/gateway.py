@@ -7,7 +7,7 @@ One uvicorn process with uvloop and httptools, without access log. Run as
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import httpx
 import uvicorn
@@ -47,7 +47,7 @@ async def _known(request: Request) -> None:
 
 app = FastAPI(openapi_url=None)
 app.state.limiter = limiter = Limiter(key_func=_key, strategy="sliding-window-counter")
-app.add_exception_handler(RateLimitExceeded, _rate_limit_exceeded_handler)  # pyrefly: ignore[bad-argument-type]
+app.add_exception_handler(RateLimitExceeded, cast("Any", _rate_limit_exceeded_handler))
 
 
 @app.api_route("/{path:path}", methods=_METHODS)
