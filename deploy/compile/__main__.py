@@ -62,7 +62,8 @@ def _compile(directory: Path) -> None:
         directory.mkdir(exist_ok=True)
         for name in (compiled.SCANNER, *compiled.MODULES, compiled.LIBRARY):
             compiled.built(name, Path(made)).replace(compiled.built(name, directory))
-    for other in compiled.BUILDS.iterdir():
+    for other in compiled.BUILDS.glob("[!.]*"):
+        # Those that are hidden are being made.
         if other != directory:
             shutil.rmtree(other, ignore_errors=True)
 

@@ -84,7 +84,7 @@ def _install() -> State:
     if complete(directory):
         sys.meta_path.insert(0, cast("type", _Finder(directory)))
         return "compiled"
-    return "stale" if any(complete(other) for other in BUILDS.glob("*")) else "absent"
+    return "stale" if any(complete(other) for other in BUILDS.glob("[!.]*")) else "absent"
 
 
 STATE = _install()

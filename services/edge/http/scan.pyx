@@ -37,7 +37,7 @@ cdef unsigned char TELLS_IN_REQUEST[NAME_MAX][256]
 cdef unsigned char TELLS_IN_RESPONSE[NAME_MAX][256]
 
 
-cdef void _prepare():
+cdef void _prepare() except *:
     cdef int byte
     for byte in range(256):
         IN_NAME[byte] = byte < 128 and (chr(byte).isalnum() or chr(byte) in "!#$%&'*+-.^_`|~")
@@ -47,9 +47,11 @@ cdef void _prepare():
     _mark(TELLS_IN_RESPONSE, rules.RESPONSE_KINDS, tuple(rules.RESPONSE_PREFIXES))
 
 
-cdef void _mark(unsigned char (*tells)[256], dict kinds, tuple prefixes):
+cdef void _mark(unsigned char (*tells)[256], dict kinds, tuple prefixes) except *:
     cdef int length
     for name in kinds:
+        if len(name) >= NAME_MAX:
+            raise AssertionError(name)
         for first in {name[0], name.upper()[0]}:
             tells[<int>len(name)][<int>first] = 1
     for prefix in prefixes:
