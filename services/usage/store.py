@@ -229,10 +229,11 @@ async def publish_all_again(connection: Connection) -> None:
 
 
 async def changed_usage(connection: Connection, size: int) -> AsyncGenerator[list[Usage]]:
-    """Counters that have changed, the oldest changes first as many as one pass takes, in parts. Whoever asks for another part
-    has published the one before.
+    """Counters that have changed, the oldest changes first as many as one pass takes, in parts, of which the last is empty.
 
-    At the end it is forgotten that they had changed; those that change again meanwhile are told of again. `connection`
+    Whoever asks for another part has published those before.
+
+    Then it is forgotten that they had changed; those that change again meanwhile are told of again. `connection`
     commits each statement: the keys wait in a cursor of the server, and nothing is held up by a long transaction.
     """
     told = [row["id"] async for row in await connection.execute(_TOLD, _CHANGED_AT_ONCE)]
@@ -242,7 +243,8 @@ async def changed_usage(connection: Connection, size: int) -> AsyncGenerator[lis
         await keys.execute("SELECT DISTINCT unnest(keys) AS key_id FROM changed_keys WHERE id = ANY(%s)", [told])
         while part := await keys.fetchmany(size):
             rows = await connection.execute(_USAGE, [Bigints([row["key_id"] for row in part])])
-            yield [Usage(**row) async for row in rows]
+            yield [Usage(**row) for row in await rows.fetchall()]
+    yield []
     await connection.execute("DELETE FROM changed_keys WHERE id = ANY(%s)", [told])
 
 

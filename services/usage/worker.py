@@ -29,10 +29,11 @@ from shared.telemetry import Check
 SOURCE = "keyledger/usage"
 _LOCK = 7_316_004
 _BATCH = 1000
+_AT_ONCE = 20_000
 _MARKS_EVERY = 0.2
 _USAGE_EVERY = 1.0
 _USAGE_SHARE = 0.1
-_USAGE_LATE = 5.0
+_USAGE_LATE = 2.5
 """Totals are published for a share of the time, beside the consumer; a pass over them that takes longer (s), for all of it."""
 _log = structlog.get_logger()
 
@@ -118,11 +119,11 @@ class Publisher:
             marks, self._turn = await store.changed_marks(connection, REQUEST_EVENTS.name, self._turn, _BATCH)
             until = due if self._late() else self._clock() + _USAGE_SHARE * _MARKS_EVERY
             # In one transaction, however long Kafka takes for it: neither waits for the other, nor for ever.
-            messages = [self._mark(mark) for mark in marks] + await self._totals(connection)
+            messages = [self._mark(mark) for mark in marks] + await self._totals(connection, until)
             await self._send(connection, producer, messages)
             await store.marks_published(connection, marks)
             while self._pass and self._clock() < until:
-                await self._send(connection, producer, await self._totals(connection))
+                await self._send(connection, producer, await self._totals(connection, until))
             self._leader.check = Check(True, "leading")
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), max(0.0, due - self._clock()))
@@ -130,14 +131,24 @@ class Publisher:
     def _late(self) -> bool:
         return self._pass is not None and self._clock() > self._due - _USAGE_EVERY + _USAGE_LATE
 
-    async def _totals(self, connection: Connection) -> list[Message]:
-        """The next of a pass over the totals that changed; whoever asks has published those before. None between passes."""
+    async def _totals(self, connection: Connection, until: float) -> list[Message]:
+        """The next of a pass over the totals that changed, as many as come until then, a part at least; none between passes.
+
+        Whoever asks has published those before.
+        """
         if self._pass is None and self._clock() >= self._due:
             self._pass, self._due = store.changed_usage(connection, _BATCH), self._clock() + _USAGE_EVERY
-        part = await anext(self._pass, None) if self._pass else None
-        if part is None:
-            self._pass = None
-        return [self._usage(row) for row in part or ()]
+        messages: list[Message] = []
+        while self._pass:
+            part = await anext(self._pass, None)
+            if part is None:
+                self._pass = None
+            if not part:
+                break
+            messages += [self._usage(row) for row in part]
+            if len(messages) >= _AT_ONCE or self._clock() >= until:
+                break
+        return messages
 
     async def _send(self, connection: Connection, producer: Producer, messages: Sequence[Message]) -> None:
         if not messages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.producer import sender
@@ -76,25 +76,32 @@ class Producer:
         anew, and what it lost has to come first. After any error the transaction stays open until the next producer
         of the transactional id, or the broker's time limit, ends it: an abort could wait for as long as Kafka is away.
         """
-        first: dict[Partition, int] = {}
-        ends: dict[Partition, int] = {}
+        by_partition: dict[Partition, list[Message]] = {}
+        for message in messages:
+            by_partition.setdefault(message.partition, []).append(message)
         async with guarded("transaction", self._patience):
             await self._client.begin_transaction()
-            sent = [await self._send(message) for message in messages]
-            for at in await asyncio.gather(*sent):
-                partition = Partition(at.topic, at.partition)
-                first.setdefault(partition, at.offset)
-                ends[partition] = at.offset + 1
-            if short := [str(p) for p, offset in first.items() if offset < (held or {}).get(p, 0)]:
+            written = await asyncio.gather(*(self._write(*each) for each in by_partition.items()))
+            if short := [str(p) for p, (first, _) in written if first < (held or {}).get(p, 0)]:
                 raise KafkaUnavailable(f"shorter than before: {', '.join(short)}")
             await self._client.commit_transaction()
         self.committed += 1
-        return ends
+        return {partition: end for partition, (_, end) in written}
 
-    async def _send(self, message: Message) -> Any:
-        (topic, number), key, value = message
-        # A deletion has no event in it.
-        return await self._client.send(topic, value, key, partition=number, headers=None if value is None else _EVENT)
+    async def _write(self, partition: Partition, messages: Sequence[Message]) -> tuple[Partition, tuple[int, int]]:
+        """Writes into the transaction, batch after batch; between which offsets they lie.
+
+        By the client's way of sending message by message one took fifteen times as long.
+        """
+        offsets: list[int] = []
+        sent = 0
+        while sent < len(messages):
+            batch = self.batch()
+            while sent < len(messages) and _append(batch, messages[sent]):
+                sent += 1
+            future = await self._client.send_batch(batch, partition.topic, partition=partition.partition)
+            offsets += [(at := int((await future).offset)), at + batch.record_count()]
+        return partition, (offsets[0], offsets[-1])
 
     def batch(self) -> Batch:
         """An empty batch: `append(timestamp=ms, key=, value=, headers=)` gives None when it is full."""
@@ -115,3 +122,10 @@ class Producer:
         with suppress(Exception):
             async with asyncio.timeout(2.0):
                 await self._client.client.close()
+
+
+def _append(batch: Batch, message: Message) -> bool:
+    """Whether there was room for it."""
+    # A deletion has no event in it.
+    headers = [] if message.value is None else _EVENT
+    return batch.append(timestamp=None, key=message.key, value=message.value, headers=headers) is not None

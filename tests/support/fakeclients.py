@@ -105,6 +105,9 @@ class _Batch:
         self.entries.append(Entry(key, value, tuple(headers), timestamp if timestamp is not None else _now_ms()))
         return self
 
+    def record_count(self) -> int:
+        return len(self.entries)
+
 
 class FakeProducer:
     """`aiokafka.AIOKafkaProducer`: what is sent within a turn of the loop is one request, after its partitions joined."""
@@ -115,7 +118,7 @@ class FakeProducer:
         self._timeout = options["transaction_timeout_ms"] / 1000
         self._epoch = 0
         self._joined: set[Partition] = set()
-        self._pending: list[tuple[Partition, Entry, asyncio.Future[Any]]] = []
+        self._pending: list[tuple[Partition, list[Entry], asyncio.Future[Any]]] = []
         self._sending: asyncio.Future[None] | None = None
         self._closed = False
         self._sender = SimpleNamespace(close=self._stop)
@@ -131,20 +134,6 @@ class FakeProducer:
     async def begin_transaction(self) -> None:
         self._joined = set()
 
-    async def send(
-        self,
-        topic: str,
-        value: bytes | None = None,
-        key: bytes | None = None,
-        partition: int = 0,
-        headers: Sequence[tuple[str, bytes]] | None = None,
-    ) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._pending.append((Partition(topic, partition), Entry(key, value, tuple(headers or ()), _now_ms()), future))
-        if self._sending is None or self._sending.done():
-            self._sending = asyncio.ensure_future(self._send())
-        return future
-
     async def _send(self) -> None:
         while self._pending and not self._closed:
             await asyncio.sleep(0)
@@ -157,10 +146,10 @@ class FakeProducer:
                         future.set_exception(error)
                         future.exception()
 
-    async def _write(self, pending: list[tuple[Partition, Entry, asyncio.Future[Any]]]) -> None:
+    async def _write(self, pending: list[tuple[Partition, list[Entry], asyncio.Future[Any]]]) -> None:
         by_partition: dict[Partition, list[Entry]] = {}
-        for partition, entry, _ in pending:
-            by_partition.setdefault(partition, []).append(entry)
+        for partition, entries, _ in pending:
+            by_partition.setdefault(partition, []).extend(entries)
         name, epoch = self._name, self._epoch
         if name and (new := by_partition.keys() - self._joined):
             await self._broker.request("join", lambda: self._broker.join(name, epoch, set(new)))
@@ -169,10 +158,10 @@ class FakeProducer:
             "produce",
             lambda: {p: self._broker.write(p, entries, name, epoch) for p, entries in by_partition.items()},
         )
-        for partition, _, future in pending:
+        for partition, entries, future in pending:
             if not future.done():
-                future.set_result(SimpleNamespace(**partition._asdict(), offset=at[partition]))
-            at[partition] += 1
+                future.set_result(SimpleNamespace(offset=at[partition]))
+            at[partition] += len(entries)
 
     async def commit_transaction(self) -> None:
         if self._sending is not None:
@@ -185,12 +174,11 @@ class FakeProducer:
         return _Batch()
 
     async def send_batch(self, batch: _Batch, topic: str, *, partition: int) -> asyncio.Future[Any]:
-        async def write() -> Any:
-            to = Partition(topic, partition)
-            offset = await self._broker.request("produce", lambda: self._broker.write(to, batch.entries))
-            return SimpleNamespace(offset=offset)
-
-        return asyncio.ensure_future(write())
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._pending.append((Partition(topic, partition), batch.entries, future))
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.ensure_future(self._send())
+        return future
 
     async def _stop(self) -> None:
         self._closed = True

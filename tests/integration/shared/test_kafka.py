@@ -212,7 +212,7 @@ async def test_what_was_not_committed_is_not_read(broker: Broker, topic: str, pr
     await producer.transaction(_messages(topic, "before"))
     client = producer._client
     await client.begin_transaction()
-    await (await client.send(topic, b"left open", b"key", partition=0))
+    await producer._write(Partition(topic, 0), _messages(topic, "left open"))
     assert await _values(broker.address, topic, 1) == ["before"]
     successor = await Producer.open(broker.address, f"keyledger/{topic}")
     await successor.transaction(_messages(topic, "after"))
@@ -258,7 +258,7 @@ async def test_nothing_behind_a_transaction_still_open_is_read(broker: Broker, t
     await producer.transaction(_messages(topic, "before"))
     client = producer._client
     await client.begin_transaction()
-    await (await client.send(topic, b"left open", b"key", partition=0))
+    await producer._write(Partition(topic, 0), _messages(topic, "left open"))
     plain = await Producer.open(broker.address)
     try:
         batch = plain.batch()

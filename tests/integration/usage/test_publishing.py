@@ -17,7 +17,7 @@ from services.usage.domain import Count
 from services.usage.settings import Settings
 from services.usage.worker import Publisher
 from shared.events.topics import KEY_USAGE, USAGE_MARKS
-from shared.kafka import Partition, Producer
+from shared.kafka import KafkaUnavailable, Partition, Producer
 from shared.postgres import MIGRATIONS, Connection, Pool, connect, migrate, open_pool, transaction
 from tests.support.eventually import eventually
 from tests.support.fakebroker import FakeBroker
@@ -146,6 +146,33 @@ async def test_totals_are_told_of_also_when_kafka_takes_long_and_marks_change_al
             await asyncio.wait_for(running, 20)
 
 
+async def test_totals_that_kafka_did_not_take_are_told_of_again(
+    pool: Pool, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, transaction = 0, Producer.transaction
+
+    async def failing(self: Producer, *args: Any) -> dict[Partition, int]:
+        nonlocal tried
+        tried += 1
+        if tried == 1:
+            raise KafkaUnavailable("not now")
+        return await transaction(self, *args)
+
+    monkeypatch.setattr(Producer, "transaction", failing)
+    async with pool.connection() as connection:
+        await _counted(connection, range(1, 501))
+    with installed(FakeBroker()) as broker:
+        publisher = Publisher(Settings(database=database, kafka="fake:9092", partitions=1))
+        stop = asyncio.Event()
+        running = asyncio.ensure_future(publisher.run(stop))
+        try:
+            await eventually(lambda: len(_totals(broker)) >= 500)
+            assert tried > 1
+        finally:
+            stop.set()
+            await asyncio.wait_for(running, 20)
+
+
 def _totals(broker: FakeBroker) -> list[int]:
     if KEY_USAGE.name not in broker.topics:
         return []
@@ -184,8 +211,9 @@ async def test_counters_that_changed_are_told_of_until_they_are_published(pool: 
 async def test_counter_that_changes_while_a_pass_goes_on_is_told_of_in_the_next(pool: Pool, database: str) -> None:
     async with await connect(database) as connection:
         await _counted(connection, range(1, 11))
-        async for _ in store.changed_usage(connection, 10):
-            await _counted(connection, range(3, 5))
+        async for part in store.changed_usage(connection, 10):
+            if part:
+                await _counted(connection, range(3, 5))
         assert sorted((usage.key_id, usage.usage_count) for usage in await _passed(connection)) == [(3, 2), (4, 2)]
 
 
