@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+import msgspec
 from psycopg.types.json import Jsonb
 
 from services.usage.domain import Count
@@ -98,9 +99,8 @@ class Request:
     decision: Decision
 
 
-@dataclass(frozen=True)
-class Usage:
-    """A key's counters as they are published: the data of `shared.events.requests.KeyUsage`."""
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """A key's counters as they are published: the data of `shared.events.requests.KeyUsage`. There are many of them."""
 
     key_id: int
     owner_id: int
