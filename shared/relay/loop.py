@@ -95,8 +95,8 @@ class Term:
         found = await survey(self._settings.kafka, [topic.name for topic in self._what.topics], held.written)
         if why := await self._contradiction(found, head):
             _log.error("repair needed", reason=why)
-            self._tell(Check(False, f"repair needed: {why}"))
             await self._source.need_repair(why)
+            self._tell(Check(False, f"repair needed: {why}"))
             return False
         following = replace(held, written=found.whole, streams=held.streams or await self._count(held))
         if found.lost:
