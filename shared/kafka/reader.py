@@ -164,7 +164,7 @@ class Reader:
             return int(await self._client.position(partition))
 
     async def fetch(self, *, timeout_ms: int, max_records: int = 5000) -> dict[Partition, list[Record]]:
-        """What there is, by partition, within `timeout_ms`.
+        """What there is, by partition, within `timeout_ms`. Whoever is cancelled in it reads no further with this reader.
 
         Raises `OutOfRange` naming the partitions whose position is outside of the log, `KafkaUnavailable` when nothing
         came for some seconds though there is more: the client is stuck.
@@ -191,8 +191,7 @@ class Reader:
 
     async def _piece(self, timeout_ms: int, max_records: int) -> dict[Partition, list[Record]]:
         try:
-            # A group that is being formed is waited for, whatever timeout_ms says. Cancelling loses no record:
-            # positions move only after the last await.
+            # A group that is being formed is waited for, whatever timeout_ms says.
             async with asyncio.timeout(timeout_ms / 1000 + _REBALANCE):
                 found = await self._client.getmany(timeout_ms=timeout_ms, max_records=max_records)
         except TimeoutError:
