@@ -97,7 +97,7 @@ def _edge(bench: Bench, generator: Generator, without: Sequence[str], rounds: in
         _say("edge: requests ...")
         costs = edge.measure(bench, lineup, generator, rounds=rounds, seconds=seconds)
         _say("edge: latency ...")
-        halves = latency.measure(bench, lineup, generator, rounds=(rounds + 1) // 2, seconds=seconds)
+        halves = latency.measure(bench, lineup, generator, rounds=max(rounds // 2, 1), seconds=seconds)
         held_to = goals.section(costs, halves, lineup)
         if without:
             held_to.notes.append(f"Left out: {', '.join(without)}.")

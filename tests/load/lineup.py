@@ -100,8 +100,7 @@ def _edge(bench: Bench, form: str) -> Iterator[tuple[int, list[int]]]:
         "KEYLEDGER_INTERNAL_PORT": str(internal),
         "KEYLEDGER_EDGE_DATA": str(bench.directory / f"edge-{form}"),
     }
-    # In a session of its own: where the kernel shares out by session, the load's must not go behind with it.
-    command = ["setsid", sys.executable, "-P", "-m", "services.edge"]
+    command = [sys.executable, "-P", "-m", "services.edge"]
     variables = machine.variables(bench.pid("edge")) | own | FORMS[form]
     with listening(command, port, bench.directory / f"edge-{form}.log", variables) as pid:
         page = eventually_sync(lambda: _ready(internal), _READY_SECONDS)
