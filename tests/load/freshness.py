@@ -22,13 +22,13 @@ def measure(bench: Bench, *, times: int) -> Section:
     pause = random.Random(1)
     delays = []
     for _ in range(times):
-        before = _calls(bench)
+        before = bench.shown()
         # Not in step with what the services do in turns.
         time.sleep(pause.uniform(0, 0.1))
         caller.send("GET", PATH)
         assert caller.answer() == 200
         answered = time.monotonic()
-        eventually_sync(lambda before=before: _calls(bench) > before, 30, _BETWEEN)
+        eventually_sync(lambda before=before: bench.shown() > before, 30, _BETWEEN)
         delays.append(time.monotonic() - answered)
     section = Section(f"From a response to the dashboard, {times} times", ("from", "to", "p50", "p99", "worst"))
     section.rows.append(("the response came", "GET /api/v1/dashboard/stats shows it", *milliseconds(delays)))
@@ -45,7 +45,3 @@ def measure(bench: Bench, *, times: int) -> Section:
         " answer; so the figure contains that pause and the time of one such request."
     )
     return section
-
-
-def _calls(bench: Bench) -> int:
-    return int(bench.admin.get("/api/v1/dashboard/stats", owner=bench.owner_id).json()["total_api_calls"])

@@ -70,6 +70,10 @@ class Bench:
         """The calls of these keys that the usage service has counted."""
         return sum(int(self.owner.get(f"/api/v1/api-keys/{key['id']}").json()["usage_count"]) for key in keys)
 
+    def shown(self) -> int:
+        """The owner's calls on the dashboard, as the administrator sees it, whose own requests count elsewhere."""
+        return int(self.admin.get("/api/v1/dashboard/stats", owner=self.owner_id).json()["total_api_calls"])
+
     def expect_counted(self, keys: Sequence[Mapping[str, Any]], answers: int) -> str:
         """Waits until that many are; says so. Raises AssertionError when they do not become as many, or become more."""
         eventually_sync(lambda: self.counted(keys) >= answers, _COUNTED_SECONDS, 1.0)
