@@ -81,6 +81,9 @@ class Producer:
             by_partition.setdefault(message.partition, []).append(message)
         async with guarded("transaction", self._patience):
             await self._client.begin_transaction()
+            # So that all join it by one request: a topic that has to be asked for first would come with a second one.
+            for topic in {partition.topic for partition in by_partition}:
+                await self._client.partitions_for(topic)
             written = await asyncio.gather(*(self._write(*each) for each in by_partition.items()))
             if short := [str(p) for p, (first, _) in written if first < (held or {}).get(p, 0)]:
                 raise KafkaUnavailable(f"shorter than before: {', '.join(short)}")

@@ -134,6 +134,10 @@ class FakeProducer:
     async def begin_transaction(self) -> None:
         self._joined = set()
 
+    async def partitions_for(self, topic: str) -> set[int]:
+        """Of the topics that there are."""
+        return set(self._broker.topics[topic].logs) if topic in self._broker.topics else set()
+
     async def _send(self) -> None:
         while self._pending and not self._closed:
             await asyncio.sleep(0)

@@ -208,6 +208,25 @@ async def test_a_transaction_tells_where_each_partition_ends(broker: Broker, top
     assert await _values(broker.address, topic, 1, partition=1) == ["c"]
 
 
+async def test_all_partitions_join_a_transaction_at_once_though_their_topics_were_not_known(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known, other = (Topic(f"test-{next(_names)}") for _ in range(2))
+    await ensure_topics(Base(kafka=servers.kafka, partitions=2), [known, other])
+    producer = await Producer.open(servers.kafka, f"keyledger/{known.name}")
+    try:
+        await producer.transaction(_messages(known.name, "a"))
+        producer._client.client.cluster._partitions.pop(other.name, None)
+        joining: list[set[Partition]] = []
+        sender = producer._client._sender
+        join = sender._do_add_partitions_to_txn
+        monkeypatch.setattr(sender, "_do_add_partitions_to_txn", lambda tps: joining.append({*tps}) or join(tps))
+        await producer.transaction(_messages(known.name, "b") + _messages(other.name, "c", partition=1))
+        assert joining[0] == {Partition(known.name, 0), Partition(other.name, 1)}
+    finally:
+        await producer.abandon()
+
+
 async def test_what_was_not_committed_is_not_read(broker: Broker, topic: str, producer: Producer) -> None:
     await producer.transaction(_messages(topic, "before"))
     client = producer._client
