@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -95,14 +97,25 @@ def _marks(broker: FakeBroker) -> dict[str, int]:
     return found
 
 
+@asynccontextmanager
+async def _publishing(database: str, clock: Callable[[], float] = time.monotonic) -> AsyncIterator[None]:
+    """A publisher runs meanwhile."""
+    publisher = Publisher(Settings(database=database, kafka="fake:9092", partitions=1))
+    publisher._clock = clock
+    stop = asyncio.Event()
+    running = asyncio.ensure_future(publisher.run(stop))
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.wait_for(running, 20)
+
+
 async def test_a_lost_tail_is_published_again_though_an_aborted_attempt_lies_where_it_was(
     pool: Pool, database: str
 ) -> None:
     with installed(FakeBroker()) as broker:
-        publisher = Publisher(Settings(database=database, kafka="fake:9092", partitions=1))
-        stop = asyncio.Event()
-        running = asyncio.ensure_future(publisher.run(stop))
-        try:
+        async with _publishing(database):
             await _mark(pool, 30, 1)
             await eventually(lambda: len(_marks(broker)) == 30)
             await eventually(lambda: _all_published(database))
@@ -113,9 +126,6 @@ async def test_a_lost_tail_is_published_again_though_an_aborted_attempt_lies_whe
             await _mark(pool, 1, 2)
             await eventually(lambda: len(_marks(broker)) == 30)
             await eventually(lambda: _marks(broker)["log-1"] == 2)
-        finally:
-            stop.set()
-            await asyncio.wait_for(running, 20)
 
 
 async def test_totals_are_told_of_also_when_kafka_takes_long_and_marks_change_all_the_time(
@@ -133,17 +143,10 @@ async def test_totals_are_told_of_also_when_kafka_takes_long_and_marks_change_al
 
     monkeypatch.setattr(Producer, "transaction", slow)
     with installed(FakeBroker()) as broker:
-        publisher = Publisher(Settings(database=database, kafka="fake:9092", partitions=1))
-        publisher._clock = lambda: now
-        stop = asyncio.Event()
-        running = asyncio.ensure_future(publisher.run(stop))
-        try:
+        async with _publishing(database, clock=lambda: now):
             await _mark(pool, 1, 1)
             await eventually(lambda: len(_totals(broker)) >= 3)
             assert sent <= 3 * len(_totals(broker))
-        finally:
-            stop.set()
-            await asyncio.wait_for(running, 20)
 
 
 async def test_totals_that_kafka_did_not_take_are_told_of_again(
@@ -162,15 +165,9 @@ async def test_totals_that_kafka_did_not_take_are_told_of_again(
     async with pool.connection() as connection:
         await _counted(connection, range(1, 501))
     with installed(FakeBroker()) as broker:
-        publisher = Publisher(Settings(database=database, kafka="fake:9092", partitions=1))
-        stop = asyncio.Event()
-        running = asyncio.ensure_future(publisher.run(stop))
-        try:
+        async with _publishing(database):
             await eventually(lambda: len(_totals(broker)) >= 500)
             assert tried > 1
-        finally:
-            stop.set()
-            await asyncio.wait_for(running, 20)
 
 
 def _totals(broker: FakeBroker) -> list[int]:
