@@ -113,14 +113,17 @@ class Answering:
         self._settle(answer.status, boot_ns())
 
     def _encode(self, answer: Answer) -> None:
-        passage = self.passage
-        self._complete = True
         self._keep = self._may_keep()
-        fields = passage.limit_fields() + (b"" if self._keep else b"Connection: close\r\n")
-        to_head = self.method == "HEAD"
-        self._out = [answer.encode(passage.request_id.encode(), fields, to_head=to_head)]
+        self._replace(answer, self.passage.limit_fields())
         if self._upload is not None:
             self._upload.drop()
+
+    def _replace(self, answer: Answer, fields: bytes) -> None:
+        """All that leaves is this answer, with these fields besides its own."""
+        self._complete = True
+        if not self._keep:
+            fields += b"Connection: close\r\n"
+        self._out = [answer.encode(self.passage.request_id.encode(), fields, to_head=self.method == "HEAD")]
 
     def _fail(self, answer: Answer) -> None:
         """Gives an answer of the edge's own instead of the upstream's, or cuts that off if some of it has left."""
@@ -166,10 +169,7 @@ class Answering:
         self._leave()
         self.passage.reason = "log_failed"
         self._edge.metrics.unmetered(self.passage.reason)
-        self._complete = True
-        fields = b"" if self._keep else b"Connection: close\r\n"
-        to_head = self.method == "HEAD"
-        self._out = [answers.NOT_RECORDED.encode(self.passage.request_id.encode(), fields, to_head=to_head)]
+        self._replace(answers.NOT_RECORDED, b"")
 
     def _send(self, data: bytes) -> None:
         if self._released:
